@@ -1,0 +1,50 @@
+"""One module to one ONNX graph, through torch.export."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+Examples = Mapping[str, torch.Tensor | None]
+
+
+def trace(
+    module: nn.Module, inputs: Examples, outputs: Sequence[str], dynamic: Mapping[str, Sequence[int]], opset: int
+) -> ir.Graph:
+    """ONNX graph of a module whose weights are all inputs.
+
+    Args:
+        inputs: example tensors by argument name; only dtypes and shapes matter. An argument that is
+            None disappears.
+        outputs: names of the outputs.
+        dynamic: per input, the dimensions that stay symbolic.
+        opset: ONNX opset.
+    """
+    start = time.perf_counter()
+    shapes = {
+        name: None if example is None else {d: torch.export.Dim.DYNAMIC for d in dynamic.get(name, ())}
+        for name, example in inputs.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # raised inside torch.export about its own code
+        program = torch.export.export(module, (), kwargs=dict(inputs), dynamic_shapes=shapes)
+        onnx_program = torch.onnx.export(
+            program,
+            kwargs={},
+            dynamo=True,
+            opset_version=opset,
+            optimize=True,
+            verbose=False,
+            input_names=[name for name, example in inputs.items() if example is not None],
+            output_names=list(outputs),
+        )
+    logger.debug("traced %s in %.1f s", type(module).__name__, time.perf_counter() - start)
+    return onnx_program.model.graph

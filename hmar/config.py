@@ -1,0 +1,132 @@
+"""Sizes of HMAR and its tokenizer, and one preset per published model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerConfig:
+    """Multi-scale VQVAE: convolutional encoder and decoder around a residual quantizer.
+
+    Attributes:
+        vocab_size: codebook rows, V.
+        latent_channels: channels of the latent map, Cvae.
+        base_channels: channels at full resolution; level i has `base_channels * channel_mult[i]`.
+        channel_mult: one factor per resolution level, finest first.
+        num_res_blocks: residual blocks per encoder level (a decoder level has one more).
+        num_phi: convolutions shared by the scales of the quantizer.
+        phi_ratio: weight of the convolution in `phi(h) = (1 - r) h + r conv(h)`.
+    """
+
+    vocab_size: int = 4096
+    latent_channels: int = 32
+    base_channels: int = 160
+    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    num_phi: int = 4
+    phi_ratio: float = 0.5
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HMARConfig:
+    """Sizes of the transformer.
+
+    Attributes:
+        depth: blocks that one pass runs through: shared base plus one branch.
+        branch_layers: blocks of the next-scale branch, and of the masked branch.
+        embed_dim: width C.
+        num_heads: attention heads; `embed_dim` must be divisible by it.
+        patch_nums: side of the token map at every scale, coarse to fine.
+        num_classes: classes, not counting the "no class" row of the embedding.
+        vocab_size: V, as in the tokenizer.
+        latent_channels: Cvae, as in the tokenizer.
+        shared_aln: one modulation projection for all blocks (d36-s) instead of one per block.
+        attn_l2_norm: unit-length q and k with a learned scale per head.
+        has_mask_branch: False for a next-scale stage on its own.
+        norm_eps: epsilon of the layer norms.
+    """
+
+    depth: int
+    branch_layers: int
+    embed_dim: int
+    num_heads: int
+    patch_nums: tuple[int, ...] = PATCH_NUMS_256
+    num_classes: int = 1000
+    vocab_size: int = 4096
+    latent_channels: int = 32
+    shared_aln: bool = False
+    attn_l2_norm: bool = True
+    has_mask_branch: bool = True
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        if not 0 <= self.branch_layers <= self.depth:
+            raise ValueError(f"branch_layers must be in 0..{self.depth}, got {self.branch_layers}")
+        if len(self.patch_nums) < 2 or self.patch_nums[0] != 1:
+            raise ValueError(f"patch_nums must start with 1 and have at least two scales, got {self.patch_nums}")
+        if any(b <= a for a, b in zip(self.patch_nums, self.patch_nums[1:], strict=False)):
+            raise ValueError(f"patch_nums must increase, got {self.patch_nums}")
+
+    @property
+    def num_scales(self) -> int:
+        return len(self.patch_nums)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of the whole pyramid, L."""
+        return sum(pn * pn for pn in self.patch_nums)
+
+    @property
+    def base_layers(self) -> int:
+        return self.depth - self.branch_layers
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def mlp_dim(self) -> int:
+        return round(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def attn_scale(self) -> float:
+        """Softmax scale: 1 with q/k L2 norm (the learned scale replaces it), else 0.25 / sqrt(d)."""
+        return 1.0 if self.attn_l2_norm else 0.25 * self.head_dim**-0.5
+
+    def scale_slices(self) -> tuple[slice, ...]:
+        """Position range of every scale in the packed pyramid."""
+        slices, start = [], 0
+        for pn in self.patch_nums:
+            slices.append(slice(start, start + pn * pn))
+            start += pn * pn
+        return tuple(slices)
+
+
+def _preset(depth: int, patch_nums: tuple[int, ...], shared_aln: bool = False) -> HMARConfig:
+    return HMARConfig(
+        depth=depth,
+        branch_layers=8,
+        embed_dim=64 * depth,
+        num_heads=depth,
+        patch_nums=patch_nums,
+        shared_aln=shared_aln,
+    )
+
+
+PRESETS: dict[str, HMARConfig] = {
+    f"hmar-d{depth}{'-s' if shared else ''}-{16 * patch_nums[-1]}": _preset(depth, patch_nums, shared)
+    for depth, shared in ((16, False), (20, False), (24, False), (30, False), (36, True))
+    for patch_nums in (PATCH_NUMS_256, PATCH_NUMS_512)
+}

@@ -1,0 +1,1 @@
+"""Custom operators: contract, plain reference, PyTorch and ONNX forms."""

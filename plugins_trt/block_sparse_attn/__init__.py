@@ -1,0 +1,1 @@
+"""Attention over independent (or causally ordered) blocks packed in one sequence."""
