@@ -53,11 +53,11 @@ class Assembly:
             self._constants[key] = self._initializers[name] = value
         return self._constants[key]
 
-    def op(self, op_type: str, *inputs: ir.Value, name: str, num_outputs: int = 1, **attributes: int | Sequence[int]) -> list[ir.Value]:
+    def op(self, op_type: str, *inputs: ir.Value, name: str, results: int = 1, **attributes: int) -> list[ir.Value]:
         """Outputs of one standard ONNX op."""
-        node = ir.node(op_type, inputs, attributes, num_outputs=num_outputs, name=name)
+        node = ir.node(op_type, inputs, attributes, num_outputs=results, name=name)
         for i, output in enumerate(node.outputs):
-            output.name = f"{name}_out{i}" if num_outputs > 1 else f"{name}_out"
+            output.name = f"{name}_out{i}" if results > 1 else f"{name}_out"
         self._nodes.append(node)
         return list(node.outputs)
 

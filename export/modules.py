@@ -24,7 +24,7 @@ class ClassEmbedding(nn.Module):
     """Class embeddings of labels, and their SiLU, which all modulations are linear in."""
 
     def forward(self, label: Tensor, class_emb: Tensor) -> tuple[Tensor, Tensor]:
-        cond = class_emb[label]
+        cond = F.embedding(label, class_emb)
         return cond, F.silu(cond)
 
 
@@ -111,7 +111,7 @@ class Head(nn.Module):
 
 def _lookup(tokens: Tensor, codebook: Tensor, up: Tensor | None) -> Tensor:
     """Codebook rows of a token map (B, pn, pn), enlarged by `up` (P, pn): (B, Cvae, P, P)."""
-    h_BhwC = codebook[tokens]
+    h_BhwC = F.embedding(tokens, codebook)
     if up is None:
         return h_BhwC.permute(0, 3, 1, 2)
     h_BhWC = up @ h_BhwC  # over the columns, with rows as batch

@@ -13,7 +13,7 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-Examples = Mapping[str, torch.Tensor | None]
+Examples = Mapping[str, torch.Tensor | Mapping[str, torch.Tensor] | None]
 
 
 def trace(
@@ -23,16 +23,23 @@ def trace(
 
     Args:
         inputs: example tensors by argument name; only dtypes and shapes matter. An argument that is
-            None disappears.
+            None disappears; one that is a mapping becomes one input per entry, with static shape.
         outputs: names of the outputs.
         dynamic: per input, the dimensions that stay symbolic.
         opset: ONNX opset.
     """
     start = time.perf_counter()
-    shapes = {
-        name: None if example is None else {d: torch.export.Dim.DYNAMIC for d in dynamic.get(name, ())}
-        for name, example in inputs.items()
-    }
+    names: list[str] = []
+    shapes: dict[str, object] = {}
+    for name, example in inputs.items():
+        if isinstance(example, Mapping):
+            names += example
+            shapes[name] = {key: {} for key in example}
+        elif example is None:
+            shapes[name] = None
+        else:
+            names.append(name)
+            shapes[name] = {d: torch.export.Dim.DYNAMIC for d in dynamic.get(name, ())}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # raised inside torch.export about its own code
         program = torch.export.export(module, (), kwargs=dict(inputs), dynamic_shapes=shapes)
@@ -43,7 +50,7 @@ def trace(
             opset_version=opset,
             optimize=True,
             verbose=False,
-            input_names=[name for name, example in inputs.items() if example is not None],
+            input_names=names,
             output_names=list(outputs),
         )
     logger.debug("traced %s in %.1f s", type(module).__name__, time.perf_counter() - start)

@@ -1,0 +1,1 @@
+"""Bundle to images. Importing this package needs NumPy only."""

@@ -1,0 +1,300 @@
+"""The bundle on disk: its manifest, read and validated.
+
+The single module of this package that the exporter imports: what is written is what is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar, get_args
+
+from runtime.errors import ChecksumError, ManifestError
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+DtypeName = Literal["float32", "float16", "bfloat16", "int32", "bool"]
+Kind = Literal[
+    "cond", "embed_first", "embed_ns", "embed_mask", "ns_trunk", "mask_trunk", "ns_prefix",
+    "ns", "mask", "mask_input", "quant", "decode", "encode", "score",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, dtype and shape of a graph input or output; strings are symbolic dimensions."""
+
+    name: str
+    dtype: DtypeName
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpec:
+    """Where a tensor lies in the weights file."""
+
+    dtype: DtypeName
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSpec:
+    """A file of the bundle, relative to its folder."""
+
+    file: str
+    sha256: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSpec(FileSpec):
+    """One graph: what it does, at which scale, and its inputs and outputs in order."""
+
+    kind: Kind
+    scale_idx: int | None = None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginSpec:
+    """A custom op that the graphs hold, with a body of standard ops for runtimes without it."""
+
+    domain: str
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Sizes of the transformer and the tokenizer that the runtime needs."""
+
+    preset: str | None
+    depth: int
+    branch_layers: int
+    embed_dim: int
+    num_heads: int
+    num_classes: int
+    vocab_size: int
+    latent_channels: int
+    patch_nums: tuple[int, ...]
+    shared_aln: bool
+    attn_l2_norm: bool
+    has_mask_branch: bool
+    image_side_px: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """Settings that the model was published with."""
+
+    cfg: float
+    top_k: int
+    top_p: float
+    mask_schedule: tuple[tuple[int, ...], ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything the runtime needs to know of a bundle."""
+
+    format_version: int
+    producer: str
+    family: Literal["hmar"]
+    precision: Literal["fp32", "fp16", "bf16"]
+    opset: int
+    model: ModelSpec
+    sampling: SamplingDefaults
+    graphs: dict[str, GraphSpec]
+    weights: FileSpec
+    tensors: dict[str, WeightSpec]
+    plugins: tuple[PluginSpec, ...]
+    sources: tuple[FileSpec, ...]
+    certificate: FileSpec | None = None
+
+    @property
+    def num_scales(self) -> int:
+        return len(self.model.patch_nums)
+
+    def graph(self, kind: Kind, scale_idx: int | None = None) -> str:
+        """Name of the graph of a kind, at a scale.
+
+        Raises:
+            ManifestError: the bundle has no such graph.
+        """
+        for name, spec in self.graphs.items():
+            if spec.kind == kind and spec.scale_idx == scale_idx:
+                return name
+        at = "" if scale_idx is None else f" for scale {scale_idx}"
+        raise ManifestError(f"the bundle has no {kind!r} graph{at}; it has {sorted({g.kind for g in self.graphs.values()})}")
+
+    def to_json(self) -> str:
+        """The manifest as it is written; tensor and graph entries take one line each."""
+        return _dump(dataclasses.asdict(self)) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle folder whose manifest has been read and whose paths stay inside it."""
+
+    folder: Path
+    manifest: Manifest = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Bundle:
+        """Reads and validates the manifest; no other file is read.
+
+        Raises:
+            ManifestError: there is no manifest, it is not of this version, or it is inconsistent.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST_FILE
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ManifestError(f"{folder}: no bundle here ({error}); make one with scripts/export.py") from error
+        return cls(folder, parse_manifest(text, str(path)))
+
+    def path(self, spec: FileSpec) -> Path:
+        """Full path of a file of the bundle."""
+        return self.folder / spec.file
+
+    def check_files(self, *, weights: bool = True, progress: Callable[[str], None] = lambda file: None) -> None:
+        """Compares sizes and SHA-256 of all files with the manifest.
+
+        Args:
+            weights: also hash the weights file (about a second per GB); its size is checked anyway.
+            progress: called with each file's name before it is read.
+
+        Raises:
+            ChecksumError: a file is missing or altered.
+        """
+        specs: list[FileSpec] = [*self.manifest.graphs.values(), self.manifest.weights]
+        if self.manifest.certificate is not None:
+            specs.append(self.manifest.certificate)
+        for spec in specs:
+            progress(spec.file)
+            path = self.path(spec)
+            again = "export the bundle again or copy it anew"
+            if not path.is_file():
+                raise ChecksumError(f"{path}: missing, though the manifest lists it; {again}")
+            if path.stat().st_size != spec.nbytes:
+                raise ChecksumError(f"{path}: {path.stat().st_size} bytes, the manifest says {spec.nbytes}; {again}")
+            if spec is self.manifest.weights and not weights:
+                continue
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != spec.sha256:
+                raise ChecksumError(f"{path}: altered (sha256 {digest[:12]}…, the manifest says {spec.sha256[:12]}…); {again}")
+
+
+def parse_manifest(text: str, source: str) -> Manifest:
+    """A manifest from its JSON text.
+
+    Raises:
+        ManifestError: unknown version, unknown or missing fields, wrong types, or paths that leave the bundle.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{source}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ManifestError(f"{source}: expected an object, got {type(data).__name__}")
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ManifestError(
+            f"{source}: format version {version!r}, this release reads version {FORMAT_VERSION}; "
+            "export the checkpoint again or use the release that made the bundle"
+        )
+    try:
+        data["model"] = _record(ModelSpec, data.get("model"), "model", patch_nums=_tuple)
+        data["sampling"] = _record(SamplingDefaults, data.get("sampling"), "sampling", mask_schedule=_schedule)
+        data["graphs"] = {n: _graph(g, f"graphs.{n}") for n, g in _mapping(data.get("graphs"), "graphs").items()}
+        data["weights"] = _record(FileSpec, data.get("weights"), "weights")
+        data["tensors"] = {
+            n: _record(WeightSpec, t, f"tensors.{n}", shape=_tuple)
+            for n, t in _mapping(data.get("tensors"), "tensors").items()
+        }
+        data["plugins"] = tuple(_record(PluginSpec, p, "plugins") for p in data.get("plugins", ()))
+        data["sources"] = tuple(_record(FileSpec, s, "sources") for s in data.get("sources", ()))
+        if data.get("certificate") is not None:
+            data["certificate"] = _record(FileSpec, data["certificate"], "certificate")
+        manifest = _record(Manifest, data, "manifest")
+        _check(manifest)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ManifestError(f"{source}: {error}") from error
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    files = [*manifest.graphs.values(), manifest.weights, *([manifest.certificate] if manifest.certificate else [])]
+    for spec in files:
+        path = PurePosixPath(spec.file)
+        if path.is_absolute() or ".." in path.parts or "\\" in spec.file or not path.parts:
+            raise ValueError(f"path {spec.file!r} leaves the bundle")
+    if manifest.family != "hmar":
+        raise ValueError(f"family is {manifest.family!r}, this release knows 'hmar'")
+    if manifest.precision not in ("fp32", "fp16", "bf16"):
+        raise ValueError(f"precision is {manifest.precision!r}")
+    kinds = get_args(Kind)
+    for name, graph in manifest.graphs.items():
+        if graph.kind not in kinds:
+            raise ValueError(f"graph {name} is of unknown kind {graph.kind!r}")
+    for name, tensor in manifest.tensors.items():
+        size = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "bool": 1}[tensor.dtype]
+        for dim in tensor.shape:
+            size *= dim
+        if tensor.offset < 0 or tensor.offset + size > manifest.weights.nbytes:
+            raise ValueError(f"tensor {name} lies outside the weights file")
+
+
+def _graph(data: Any, where: str) -> GraphSpec:
+    def tensors(items: Any) -> tuple[TensorSpec, ...]:
+        return tuple(_record(TensorSpec, item, where, shape=_tuple) for item in items)
+
+    return _record(GraphSpec, data, where, inputs=tensors, outputs=tensors)
+
+
+def _record(cls: type[T], data: Any, where: str, **convert: Callable[[Any], Any]) -> T:
+    """A dataclass from a JSON object, with unknown and missing fields named."""
+    data = _mapping(data, where)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := set(data) - set(fields):
+        raise ValueError(f"{where}: unknown fields {sorted(unknown)}")
+    required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
+    if missing := required - set(data):
+        raise ValueError(f"{where}: missing fields {sorted(missing)}")
+    return cls(**{n: convert[n](v) if n in convert else v for n, v in data.items()})
+
+
+def _mapping(data: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{where}: expected an object, got {type(data).__name__}")
+    return data
+
+
+def _tuple(items: Any) -> tuple[Any, ...]:
+    return tuple(items)
+
+
+def _schedule(entries: Any) -> tuple[tuple[int, ...], ...] | None:
+    return None if entries is None else tuple(tuple(entry) for entry in entries)
+
+
+def _dump(data: dict[str, Any]) -> str:
+    parts = []
+    for key, value in data.items():
+        if key in ("graphs", "tensors") and value:
+            lines = ",\n".join(f"    {json.dumps(n)}: {json.dumps(v)}" for n, v in value.items())
+            parts.append(f"  {json.dumps(key)}: {{\n{lines}\n  }}")
+        else:
+            parts.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}"
