@@ -130,3 +130,32 @@ PRESETS: dict[str, HMARConfig] = {
     for depth, shared in ((16, False), (20, False), (24, False), (30, False), (36, True))
     for patch_nums in (PATCH_NUMS_256, PATCH_NUMS_512)
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedSampling:
+    """Sampling settings that a model was published with; see `hmar.reference.ReferenceConfig`."""
+
+    cfg: float = 1.5
+    top_k: int = 900
+    top_p: float = 0.96
+
+
+PUBLISHED_SAMPLING = {
+    16: PublishedSampling(cfg=1.7, top_k=1000, top_p=0.99),
+    20: PublishedSampling(cfg=1.9, top_k=950, top_p=0.99),
+    24: PublishedSampling(cfg=2.1, top_k=900, top_p=0.99),
+    30: PublishedSampling(cfg=1.7, top_k=1000, top_p=0.99),
+}
+"""By depth; other depths use the argument defaults."""
+
+
+def preset_name(config: HMARConfig) -> str | None:
+    """Name of the preset with exactly these sizes."""
+    return next((name for name, preset in PRESETS.items() if preset == config), None)
+
+
+def default_schedule(patch_nums: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The published mask schedule: masked passes at the 2x2 and 3x3 scales only."""
+    published = {2: (1, 3), 3: (1, 1, 2, 5)}
+    return tuple(published.get(pn, (pn * pn,)) for pn in patch_nums)

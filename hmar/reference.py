@@ -169,17 +169,19 @@ def generate(
 
 @torch.inference_mode()
 def score(
-    model: HMAR, tokenizer: VQVAE, labels: Sequence[int], tokens: Sequence[Tensor], token_mask_BL: Tensor
+    model: HMAR, tokenizer: VQVAE, labels: Sequence[int], tokens: Sequence[Tensor], token_mask_BL: Tensor | None
 ) -> dict[str, Tensor]:
-    """Teacher-forced logits of both heads over the whole pyramid, each scale attending within itself.
+    """Teacher-forced logits of the heads over the whole pyramid, each scale attending within itself.
 
     Args:
         labels: one class per image, -1 = no class.
         tokens: token maps of all scales, each (B, pn*pn).
         token_mask_BL: boolean, True where the masked head does not see the token; scale 0 is ignored.
+            None = the next-scale head only.
 
     Returns:
-        `ns_logits`, `mask_logits` (B, L, V) and the maps behind them, `x_ns`, `x_mask` (B, L-1, Cvae).
+        `ns_logits`, `mask_logits` (B, L, V) and the maps behind them, `x_ns`, `x_mask` (B, L-1, Cvae);
+        without a token mask only the first of each.
     """
     none = model.config.num_classes
     cond_BC = model.cond(torch.tensor([none if y == -1 else y for y in labels]))
@@ -188,10 +190,8 @@ def score(
     scale_L = torch.cat([torch.full((pn * pn,), k) for k, pn in enumerate(model.config.patch_nums)])
     same_scale = scale_L[:, None] == scale_L[None, :]
     ns_input = torch.cat((first, model.ns_input(x_ns, rest)), dim=1)
+    results = {"x_ns": x_ns, "ns_logits": model(ns_input, cond_BC, "ns", same_scale)}
+    if token_mask_BL is None:
+        return results
     mask_input = torch.cat((first, model.mask_input(x_ns, x_mask, token_mask_BL[:, 1:], rest)), dim=1)
-    return {
-        "x_ns": x_ns,
-        "x_mask": x_mask,
-        "ns_logits": model(ns_input, cond_BC, "ns", same_scale),
-        "mask_logits": model(mask_input, cond_BC, "mask", same_scale),
-    }
+    return {**results, "x_mask": x_mask, "mask_logits": model(mask_input, cond_BC, "mask", same_scale)}
