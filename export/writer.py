@@ -17,8 +17,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from export.config import ExportConfig
-from export.errors import GraphError, OutputError
+from export.config import DTYPES, ExportConfig
+from export.errors import ExportError, GraphError, OutputError
 from export.graphs import GraphBuilder
 from export.pieces import Pieces
 from export.steps import DTYPE_NAMES, Catalogue, StepSpec
@@ -34,6 +34,7 @@ from plugins_trt.block_sparse_attn.spec import OP_DOMAIN, OP_NAME, PLUGIN_VERSIO
 from runtime.bundle import (
     FORMAT_VERSION,
     MANIFEST_FILE,
+    Bundle,
     FileSpec,
     GraphSpec,
     Manifest,
@@ -128,9 +129,7 @@ def export_bundle(
     start = time.perf_counter()
     _check_target(out)
     progress("reading checkpoints", 0, 1)
-    model = load_hmar(checkpoints, branch_layers=branch_layers, num_heads=num_heads)
-    tokenizer = load_tokenizer(vae, model.config.patch_nums)
-    check_pair(model, tokenizer)
+    model, tokenizer = _load(checkpoints, vae, branch_layers, num_heads)
     sources = tuple(
         FileSpec(file=path.name, sha256=sha256_file(path), nbytes=path.stat().st_size) for path in (*checkpoints, vae)
     )
@@ -147,6 +146,80 @@ def export_bundle(
         bundle_bytes=nbytes,
         load_seconds=loaded - start,
         export_seconds=time.perf_counter() - loaded,
+    )
+
+
+def verify_bundle(
+    folder: Path,
+    checkpoints: Sequence[Path],
+    vae: Path,
+    *,
+    branch_layers: int | None = None,
+    num_heads: int | None = None,
+    progress: Progress = quiet,
+) -> Certificate:
+    """Runs the validation ladder on an existing bundle; arguments as in `export_bundle`.
+
+    Raises:
+        hmar.errors.CheckpointError: a checkpoint cannot be used.
+        runtime.errors.BundleError: the folder is no bundle, or a file is missing or altered.
+        ExportError: the checkpoint is not the bundle's, or a graph differs from PyTorch.
+    """
+    bundle = Bundle.open(folder)
+    progress("reading checkpoints", 0, 1)
+    bundle.check_files()
+    model, tokenizer = _load(checkpoints, vae, branch_layers, num_heads)
+    manifest = bundle.manifest
+    if _model_spec(model, tokenizer) != manifest.model:
+        raise ExportError(
+            f"{folder}: exported from a model of other sizes: {manifest.model}, the checkpoint is "
+            f"{_model_spec(model, tokenizer)}"
+        )
+    weights = WeightsFile(Path(WEIGHTS).name)
+    lay_out(weights, model, tokenizer, DTYPES[manifest.precision])
+    return _run_ladder(folder, manifest, model, tokenizer, weights, progress)
+
+
+def _load(
+    checkpoints: Sequence[Path], vae: Path, branch_layers: int | None, num_heads: int | None
+) -> tuple[HMAR, VQVAE]:
+    model = load_hmar(checkpoints, branch_layers=branch_layers, num_heads=num_heads)
+    tokenizer = load_tokenizer(vae, model.config.patch_nums)
+    check_pair(model, tokenizer)
+    return model, tokenizer
+
+
+def _run_ladder(
+    folder: Path, manifest: Manifest, model: HMAR, tokenizer: VQVAE, weights: WeightsFile, progress: Progress
+) -> Certificate:
+    total = len(manifest.graphs) + 1
+    done = iter(range(total))
+    return verify(
+        folder,
+        manifest,
+        model,
+        tokenizer,
+        TorchSteps(model.config, weights),
+        lambda name: progress(f"verifying {name}", next(done), total),
+    )
+
+
+def _model_spec(model: HMAR, tokenizer: VQVAE) -> ModelSpec:
+    config = model.config
+    return ModelSpec(
+        preset=preset_name(config),
+        depth=config.depth,
+        branch_layers=config.branch_layers,
+        embed_dim=config.embed_dim,
+        num_heads=config.num_heads,
+        num_classes=config.num_classes,
+        vocab_size=config.vocab_size,
+        latent_channels=config.latent_channels,
+        patch_nums=config.patch_nums,
+        shared_aln=config.shared_aln,
+        attn_l2_norm=config.attn_l2_norm,
+        has_mask_branch=config.has_mask_branch,
+        image_side_px=config.patch_nums[-1] * tokenizer.config.downsampling,
     )
 
 
@@ -170,7 +243,7 @@ class _Writer:
         manifest = self._manifest(sources, self._check_graphs())
         certificate = None
         if self.config.verify:
-            certificate = self._verify(manifest)
+            certificate = _run_ladder(self.folder, manifest, self.model, self.tokenizer, self.weights, self.progress)
             (self.folder / CERTIFICATE).write_text(certificate.to_json(), encoding="utf-8")
             manifest = replace(manifest, certificate=self._file(CERTIFICATE))
         (self.folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
@@ -216,17 +289,6 @@ class _Writer:
             )
         return graphs
 
-    def _verify(self, manifest: Manifest) -> Certificate:
-        done = iter(range(len(manifest.graphs) + 1))
-        return verify(
-            self.folder,
-            manifest,
-            self.model,
-            self.tokenizer,
-            TorchSteps(self.model.config, self.weights),
-            lambda name: self.progress(f"verifying {name}", next(done), len(manifest.graphs) + 1),
-        )
-
     def _path(self, step: StepSpec) -> Path:
         return self.folder / GRAPHS / f"{step.name}.onnx"
 
@@ -235,7 +297,7 @@ class _Writer:
         return FileSpec(file=name, sha256=sha256_file(path), nbytes=path.stat().st_size)
 
     def _manifest(self, sources: tuple[FileSpec, ...], graphs: dict[str, GraphSpec]) -> Manifest:
-        config, tokenizer = self.model.config, self.tokenizer.config
+        config = self.model.config
         sampling = PUBLISHED_SAMPLING.get(config.depth, PublishedSampling())
         return Manifest(
             format_version=FORMAT_VERSION,
@@ -243,21 +305,7 @@ class _Writer:
             family="hmar",
             precision=self.config.precision,
             opset=self.config.opset,
-            model=ModelSpec(
-                preset=preset_name(config),
-                depth=config.depth,
-                branch_layers=config.branch_layers,
-                embed_dim=config.embed_dim,
-                num_heads=config.num_heads,
-                num_classes=config.num_classes,
-                vocab_size=config.vocab_size,
-                latent_channels=config.latent_channels,
-                patch_nums=config.patch_nums,
-                shared_aln=config.shared_aln,
-                attn_l2_norm=config.attn_l2_norm,
-                has_mask_branch=config.has_mask_branch,
-                image_side_px=config.patch_nums[-1] * tokenizer.downsampling,
-            ),
+            model=_model_spec(self.model, self.tokenizer),
             sampling=SamplingDefaults(
                 cfg=sampling.cfg,
                 top_k=min(sampling.top_k, config.vocab_size),
