@@ -49,11 +49,15 @@ class Assembly:
         if key not in self._constants:
             name = f"const_{len(self._constants)}"
             stored = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name)
-            value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=stored)
+            value = ir.Value(
+                name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=stored
+            )
             self._constants[key] = self._initializers[name] = value
         return self._constants[key]
 
-    def op(self, op_type: str, *inputs: ir.Value, name: str, results: int = 1, **attributes: int) -> list[ir.Value]:
+    def op(
+        self, op_type: str, *inputs: ir.Value, name: str, results: int = 1, **attributes: int
+    ) -> list[ir.Value]:
         """Outputs of one standard ONNX op."""
         node = ir.node(op_type, inputs, attributes, num_outputs=results, name=name)
         for i, output in enumerate(node.outputs):
@@ -69,7 +73,9 @@ class Assembly:
         """
         unbound = {v.name for v in piece.inputs} ^ set(bindings)
         if unbound:
-            raise ValueError(f"{self.name}: inputs of piece {prefix} do not match its bindings: {sorted(unbound)}")
+            raise ValueError(
+                f"{self.name}: inputs of piece {prefix} do not match its bindings: {sorted(unbound)}"
+            )
         values = {v: bindings[v.name] for v in piece.inputs}
         values |= {v: self._constant(v.const_value) for v in piece.initializers.values()}
         for node in piece:
@@ -97,7 +103,9 @@ class Assembly:
             qk_l2_norm=bool(node.attributes["qk_l2_norm"].as_int()),
         )
         if self._attention not in (None, attributes):
-            raise ValueError(f"{self.name}: one graph cannot mix {self._attention} and {attributes}")
+            raise ValueError(
+                f"{self.name}: one graph cannot mix {self._attention} and {attributes}"
+            )
         self._attention = attributes
 
     def output(self, name: str, value: ir.Value, dtype: ir.DataType, shape: Sequence[Dim]) -> None:

@@ -26,15 +26,23 @@ SEED = 20250611
 class TeacherRun:
     """Feeds and references by graph, computed from one recorded generation."""
 
-    def __init__(self, model: HMAR, tokenizer: VQVAE, labels: Sequence[int], sampling: PublishedSampling) -> None:
+    def __init__(
+        self, model: HMAR, tokenizer: VQVAE, labels: Sequence[int], sampling: PublishedSampling
+    ) -> None:
         self.model, self.tokenizer, self.labels = model, tokenizer, list(labels)
         self.patch_nums = model.config.patch_nums
         self.last = len(self.patch_nums) - 1
         self.sampling = sampling
         # one masked pass per scale, over half of its tokens
-        self.schedule = [[1]] + [[pn * pn - pn * pn // 2, pn * pn // 2] for pn in self.patch_nums[1:]]
+        self.schedule = [[1]] + [
+            [pn * pn - pn * pn // 2, pn * pn // 2] for pn in self.patch_nums[1:]
+        ]
         rng = np.random.default_rng(SEED)
-        shapes = {f"s{k}_{p}": (len(labels), pn * pn) for k, pn in enumerate(self.patch_nums) for p in ("ns", "m1")}
+        shapes = {
+            f"s{k}_{p}": (len(labels), pn * pn)
+            for k, pn in enumerate(self.patch_nums)
+            for p in ("ns", "m1")
+        }
         self.uniforms = {name: rng.random(shape) for name, shape in shapes.items()}
         self.seen: dict[str, Tensor] = {}
         config = reference.ReferenceConfig(
@@ -45,7 +53,12 @@ class TeacherRun:
         )
         self.config = config
         reference.generate(
-            model, tokenizer, self.labels, config, reference.draw_inverse_cdf(self.uniforms), self._record
+            model,
+            tokenizer,
+            self.labels,
+            config,
+            reference.draw_inverse_cdf(self.uniforms),
+            self._record,
         )
 
     def _record(self, name: str, value: Tensor) -> None:
@@ -90,13 +103,19 @@ class TeacherRun:
         return {**self._map(1), "positions": self._positions(1)}, {"x": self.seen["s1_ns_x"]}
 
     def _embed_mask(self, k: None) -> tuple[dict, dict]:
-        return {**self._masked_operands(1), "positions": self._positions(1)}, {"x": self.seen["s1_m1_x"]}
+        return {**self._masked_operands(1), "positions": self._positions(1)}, {
+            "x": self.seen["s1_m1_x"]
+        }
 
     def _ns_trunk(self, k: None) -> tuple[dict, dict]:
-        return {"x": self.seen["s1_ns_x"], "cu_seqlens": _blocks(self.patch_nums[1] ** 2)}, {"logits": self.seen["s1_ns_raw"]}
+        return {"x": self.seen["s1_ns_x"], "cu_seqlens": _blocks(self.patch_nums[1] ** 2)}, {
+            "logits": self.seen["s1_ns_raw"]
+        }
 
     def _mask_trunk(self, k: None) -> tuple[dict, dict]:
-        return {"x": self.seen["s1_m1_x"], "cu_seqlens": _blocks(self.patch_nums[1] ** 2)}, {"logits": self.seen["s1_m1_raw"]}
+        return {"x": self.seen["s1_m1_x"], "cu_seqlens": _blocks(self.patch_nums[1] ** 2)}, {
+            "logits": self.seen["s1_m1_raw"]
+        }
 
     def _ns_prefix(self, k: None) -> tuple[dict, dict]:
         """Scales 0 to 2 (or 1, if there are only two), causal over scales."""
@@ -104,7 +123,9 @@ class TeacherRun:
         lengths = [pn * pn for pn in self.patch_nums[:stop]]
         scale = torch.repeat_interleave(torch.arange(stop), torch.tensor(lengths))
         x = torch.cat([self.seen[f"s{k}_ns_x"] for k in range(stop)], dim=1)
-        logits = self.model(x, self.model.cond(self.label_N), "ns", scale[:, None] >= scale[None, :])
+        logits = self.model(
+            x, self.model.cond(self.label_N), "ns", scale[:, None] >= scale[None, :]
+        )
         maps = torch.cat([self._map(k)["map"] for k in range(1, stop)], dim=1)
         return {"map": maps, "cu_seqlens": _blocks(*lengths)}, {"logits": logits}
 
@@ -115,7 +136,9 @@ class TeacherRun:
         return self._masked_operands(k), {"logits": self.seen[f"s{k}_m1_raw"]}
 
     def _mask_input(self, k: int) -> tuple[dict, dict]:
-        return {"tokens": self._tokens(f"s{k}_ns_tokens")}, {"h": flatten_map(self.seen[f"s{k}_m1_h_in"])}
+        return {"tokens": self._tokens(f"s{k}_ns_tokens")}, {
+            "h": flatten_map(self.seen[f"s{k}_m1_h_in"])
+        }
 
     def _quant(self, k: int) -> tuple[dict, dict]:
         f_hat = self.seen[f"s{k}_f_hat"]
@@ -129,8 +152,13 @@ class TeacherRun:
         return {"f_hat": self.seen[f"s{self.last}_f_hat"]}, {"image": self.seen["image"]}
 
     def _encode(self, k: None) -> tuple[dict, dict]:
-        tokens, f_hats = self.tokenizer.quantize.encode(self.tokenizer.latent(self.seen["image"] * 2 - 1))
-        return {"image": self.seen["image"]}, {"tokens": torch.cat(tokens, dim=1).int(), "f_hat": f_hats[-1]}
+        tokens, f_hats = self.tokenizer.quantize.encode(
+            self.tokenizer.latent(self.seen["image"] * 2 - 1)
+        )
+        return {"image": self.seen["image"]}, {
+            "tokens": torch.cat(tokens, dim=1).int(),
+            "f_hat": f_hats[-1],
+        }
 
     def _score(self, k: None) -> tuple[dict, dict]:
         tokens = [self.seen[f"s{k}_tokens"] for k in range(len(self.patch_nums))]
@@ -146,7 +174,9 @@ class TeacherRun:
         for branch in ("ns", "mask"):
             if (logits := scores.get(f"{branch}_logits")) is not None:
                 expected[f"{branch}_logits"] = logits
-                expected[f"{branch}_log_prob"] = logits.log_softmax(-1).gather(-1, packed[..., None])[..., 0]
+                expected[f"{branch}_log_prob"] = logits.log_softmax(-1).gather(
+                    -1, packed[..., None]
+                )[..., 0]
         return feeds, {n: t for n, t in expected.items() if t is not None}
 
     def _map(self, k: int) -> dict[str, Tensor]:

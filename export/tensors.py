@@ -27,7 +27,9 @@ Loader = Callable[[], Tensor]
 def lay_out(weights: WeightsFile, model: HMAR, tokenizer: VQVAE, dtype: torch.dtype) -> None:
     """Reserves a place in the weights file for every tensor that the graphs use."""
     C = model.config.embed_dim
-    weights.add("class_emb", dtype, tuple(model.class_emb.weight.shape), lambda: model.class_emb.weight)
+    weights.add(
+        "class_emb", dtype, tuple(model.class_emb.weight.shape), lambda: model.class_emb.weight
+    )
     weights.add("pos", dtype, (model.config.seq_len, C), lambda: positions(model))
     _add_linear(weights, "word_embed", dtype, model.word_embed, bias=False)
     if model.config.shared_aln:
@@ -36,7 +38,9 @@ def lay_out(weights: WeightsFile, model: HMAR, tokenizer: VQVAE, dtype: torch.dt
         _add_block(weights, name, dtype, block)
     for branch in ("ns", "mask") if model.config.has_mask_branch else ("ns",):
         _add_linear(weights, f"{branch}_head", torch.float32, getattr(model, f"{branch}_head"))
-        _add_linear(weights, f"{branch}_head.ada", dtype, getattr(model, f"{branch}_head_nm").ada_lin[1])
+        _add_linear(
+            weights, f"{branch}_head.ada", dtype, getattr(model, f"{branch}_head_nm").ada_lin[1]
+        )
     if model.config.has_mask_branch:
         weights.add("mask_embed", dtype, (C,), lambda: model.mask_embed.weight[0])
     _add_tokenizer(weights, tokenizer, dtype)
@@ -44,7 +48,9 @@ def lay_out(weights: WeightsFile, model: HMAR, tokenizer: VQVAE, dtype: torch.dt
 
 def named_blocks(model: HMAR) -> Iterator[tuple[str, Block]]:
     """All transformer blocks with their names."""
-    groups = ["base_blocks", "ns_blocks"] + (["mask_blocks"] if model.config.has_mask_branch else [])
+    groups = ["base_blocks", "ns_blocks"] + (
+        ["mask_blocks"] if model.config.has_mask_branch else []
+    )
     for group in groups:
         for i, block in enumerate(getattr(model, group)):
             yield f"{group}.{i}", block
@@ -97,7 +103,9 @@ def bicubic_matrix(side: int, source: int) -> np.ndarray:
 def _add_linear(
     weights: WeightsFile, name: str, dtype: torch.dtype, linear: torch.nn.Linear, bias: bool = True
 ) -> None:
-    weights.add(f"{name}.weight", dtype, (linear.in_features, linear.out_features), lambda: linear.weight.T)
+    weights.add(
+        f"{name}.weight", dtype, (linear.in_features, linear.out_features), lambda: linear.weight.T
+    )
     if bias:
         weights.add(f"{name}.bias", dtype, (linear.out_features,), lambda: linear.bias)
 
@@ -107,7 +115,9 @@ def _add_block(weights: WeightsFile, name: str, dtype: torch.dtype, block: Block
     _add_linear(weights, f"{name}.qkv", dtype, block.attn.mat_qkv, bias=False)
     weights.add(f"{name}.qkv.bias", dtype, (3 * C,), block.attn.qkv_bias)
     if block.attn.l2_norm:
-        weights.add(f"{name}.scale_mul", torch.float32, (block.attn.num_heads,), block.attn.scale_mul)
+        weights.add(
+            f"{name}.scale_mul", torch.float32, (block.attn.num_heads,), block.attn.scale_mul
+        )
     for ours, theirs in BLOCK_LINEARS.items():
         _add_linear(weights, f"{name}.{ours}", dtype, block.get_submodule(theirs))
     if hasattr(block, "ada_lin"):

@@ -12,12 +12,18 @@ import torch
 from torch import nn
 
 logger = logging.getLogger(__name__)
+# It warns about torchvision, which nothing here uses, once per traced module.
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 Examples = Mapping[str, torch.Tensor | Mapping[str, torch.Tensor] | None]
 
 
 def trace(
-    module: nn.Module, inputs: Examples, outputs: Sequence[str], dynamic: Mapping[str, Sequence[int]], opset: int
+    module: nn.Module,
+    inputs: Examples,
+    outputs: Sequence[str],
+    dynamic: Mapping[str, Sequence[int]],
+    opset: int,
 ) -> ir.Graph:
     """ONNX graph of a module whose weights are all inputs.
 
@@ -41,7 +47,9 @@ def trace(
             names.append(name)
             shapes[name] = {d: torch.export.Dim.DYNAMIC for d in dynamic.get(name, ())}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # raised inside torch.export about its own code
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # raised inside torch.export about its own code
         program = torch.export.export(module, (), kwargs=dict(inputs), dynamic_shapes=shapes)
         onnx_program = torch.onnx.export(
             program,

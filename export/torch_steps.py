@@ -33,7 +33,9 @@ class TorchSteps:
         return self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")
 
     @torch.inference_mode()
-    def logits(self, branch: str, operands: dict[str, Tensor], label_N: Tensor, positions: slice) -> Tensor:
+    def logits(
+        self, branch: str, operands: dict[str, Tensor], label_N: Tensor, positions: slice
+    ) -> Tensor:
         """Raw logits (N, l, V) of one pass.
 
         Args:
@@ -49,8 +51,14 @@ class TorchSteps:
             x = modules.EmbedNs()(operands["map"], self._tensor("word_embed.weight"), pos)
         else:
             tensors = (self._tensor("word_embed.weight"), self._tensor("mask_embed"), pos)
-            x = modules.EmbedMask()(operands["map"], operands["h"], operands["token_mask"], *tensors)
-        shared = modules.Modulation()(act, *self._linear("shared_ada")) if self.model.shared_aln else None
+            x = modules.EmbedMask()(
+                operands["map"], operands["h"], operands["token_mask"], *tensors
+            )
+        shared = (
+            modules.Modulation()(act, *self._linear("shared_ada"))
+            if self.model.shared_aln
+            else None
+        )
         cu_seqlens = torch.tensor([0, x.shape[1]], dtype=torch.int32)
         for group, layers in (("base", self.model.base_layers), (branch, self.model.branch_layers)):
             for i in range(layers):
@@ -58,12 +66,17 @@ class TorchSteps:
         ada = modules.Modulation()(act, *self._linear(f"{branch}_head.ada"))
         return modules.Head(self.model.norm_eps)(x, ada, *self._linear(f"{branch}_head"))
 
-    def _run_block(self, name: str, x: Tensor, act: Tensor, shared: Tensor | None, cu_seqlens: Tensor) -> Tensor:
+    def _run_block(
+        self, name: str, x: Tensor, act: Tensor, shared: Tensor | None, cu_seqlens: Tensor
+    ) -> Tensor:
         if shared is None:
             ada = modules.Modulation()(act, *self._linear(f"{name}.ada"))
         else:
             ada = modules.SharedModulation()(shared, self._tensor(f"{name}.ada.own"))
         scale_mul = self._tensor(f"{name}.scale_mul") if self.model.attn_l2_norm else None
-        linears = [tensor for linear in ("qkv", *BLOCK_LINEARS) for tensor in self._linear(f"{name}.{linear}")]
+        linears = [
+            tensor
+            for linear in ("qkv", *BLOCK_LINEARS)
+            for tensor in self._linear(f"{name}.{linear}")
+        ]
         return self.block(x, ada, cu_seqlens, scale_mul, *linears)
-

@@ -35,8 +35,20 @@ FP32_FLIP_GAP = 1e-3
 # Largest fraction of tokens that an encoder may choose differently: ties between codebook rows.
 ENCODE_FLIPS = 5e-3
 BATCH_OF_TWO_BELOW = 50_000_000  # parameters; larger models are verified on one image, to save time
-ORT_DTYPES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16", "int32": "int32", "bool": "bool"}
-NUMPY_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int32": np.int32, "bool": np.bool_}
+ORT_DTYPES = {
+    "float32": "float",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "int32": "int32",
+    "bool": "bool",
+}
+NUMPY_DTYPES = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "int32": np.int32,
+    "bool": np.bool_,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +114,9 @@ class Certificate:
 
     def agreement(self, what: str) -> float:
         """Fraction of tokens with equal `argmax` or equal `drawn` values."""
-        return sum(getattr(t, f"{what}_equal") for t in self.tokens) / max(sum(t.compared for t in self.tokens), 1)
+        return sum(getattr(t, f"{what}_equal") for t in self.tokens) / max(
+            sum(t.compared for t in self.tokens), 1
+        )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
@@ -116,14 +130,19 @@ class Certificate:
                 continue
             worst = max(o.max_abs for o in graph.outputs.values())
             lines.append(f"{name:24} {graph.rms_ratio:10.1e} {worst:10.1e} {graph.seconds:8.2f}")
-        lines += ["", f"{'pass':24} {'tokens':>7} {'argmax':>8} {'drawn':>8}  gaps of flipped argmax"]
+        lines += [
+            "",
+            f"{'pass':24} {'tokens':>7} {'argmax':>8} {'drawn':>8}  gaps of flipped argmax",
+        ]
         for t in self.tokens:
             gaps = ", ".join(f"{g:.1e}" for g in sorted(t.flip_gaps)[-6:])
             name = f"{t.kind} scale {t.scale_idx}"
             lines.append(
                 f"{name:24} {t.compared:7} {t.argmax_equal / t.compared:8.2%} {t.drawn_equal / t.compared:8.2%}  {gaps}"
             )
-        lines.append(f"{'all':24} {'':7} {self.agreement('argmax'):8.2%} {self.agreement('drawn'):8.2%}")
+        lines.append(
+            f"{'all':24} {'':7} {self.agreement('argmax'):8.2%} {self.agreement('drawn'):8.2%}"
+        )
         lines.append(f"graphs by {self.engine}; tokens by {self.token_engine}")
         return "\n".join(lines)
 
@@ -160,17 +179,25 @@ def verify(
     tokens: list[TokenParity] = []
     for name, spec in manifest.graphs.items():
         progress(name)
-        graphs[name], outputs = _verify_graph(folder / spec.file, name, spec, teacher, manifest.precision)
+        graphs[name], outputs = _verify_graph(
+            folder / spec.file, name, spec, teacher, manifest.precision
+        )
         logger.debug("verified %s in %.2f s", name, graphs[name].seconds)
         if spec.kind in ("ns", "mask"):
             logits = outputs["logits"] if outputs else _torch_logits(torch_steps, teacher, spec)
-            tokens.append(_compare_tokens(name, spec, teacher, torch.from_numpy(logits), manifest.precision))
+            tokens.append(
+                _compare_tokens(name, spec, teacher, torch.from_numpy(logits), manifest.precision)
+            )
     runs = f"onnxruntime {ort.__version__} CPUExecutionProvider"
-    torch_runs = any(graphs[n].not_run for n, s in manifest.graphs.items() if s.kind in ("ns", "mask"))
+    torch_runs = any(
+        graphs[n].not_run for n, s in manifest.graphs.items() if s.kind in ("ns", "mask")
+    )
     return Certificate(
         precision=manifest.precision,
         engine=runs,
-        token_engine=f"torch {torch.__version__}, same modules in {manifest.precision}" if torch_runs else runs,
+        token_engine=f"torch {torch.__version__}, same modules in {manifest.precision}"
+        if torch_runs
+        else runs,
         labels=labels,
         seed=SEED,
         rms_limit=RMS_LIMIT[manifest.precision],
@@ -186,7 +213,9 @@ def _verify_graph(
     start = time.perf_counter()
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_prepacking", "1")  # weights stay in the mapped file
+    options.add_session_config_entry(
+        "session.disable_prepacking", "1"
+    )  # weights stay in the mapped file
     try:
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except ort_errors.NotImplemented as error:
@@ -208,7 +237,9 @@ def _verify_graph(
         else:
             # a handful of close codebook rows move f_hat by more than rounding does
             limit = ENCODE_FLIPS**0.5 if spec.kind == "encode" else RMS_LIMIT[precision]
-            parity[output.name] = _compare_values(name, output.name, ref, out.astype(np.float32), limit)
+            parity[output.name] = _compare_values(
+                name, output.name, ref, out.astype(np.float32), limit
+            )
     return GraphParity(outputs=parity, seconds=round(time.perf_counter() - start, 3)), results
 
 
@@ -217,7 +248,9 @@ def _run(session: ort.InferenceSession, spec: GraphSpec, feeds: Arrays) -> Itera
     for i in spec.inputs:
         array = np.ascontiguousarray(feeds[i.name].astype(NUMPY_DTYPES[i.dtype]))
         if i.dtype == "bfloat16":
-            values[i.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), 16)
+            values[i.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
+                array.view(np.uint16), 16
+            )
         else:
             values[i.name] = ort.OrtValue.ortvalue_from_numpy(array)
     for output, value in zip(spec.outputs, session.run_with_ort_values(None, values), strict=True):
@@ -232,18 +265,30 @@ def _check_signature(name: str, what: str, found: list, wanted: tuple) -> None:
         raise _parity_error(name, what, f"signature {got}, the manifest says {want}")
 
 
-def _compare_values(graph: str, output: str, ref: np.ndarray, out: np.ndarray, limit: float) -> OutputParity:
+def _compare_values(
+    graph: str, output: str, ref: np.ndarray, out: np.ndarray, limit: float
+) -> OutputParity:
     error = out.astype(np.float64) - ref
-    ratio = float(np.sqrt(np.mean(error**2)) / max(np.sqrt(np.mean(ref.astype(np.float64) ** 2)), 1e-12))
+    ratio = float(
+        np.sqrt(np.mean(error**2)) / max(np.sqrt(np.mean(ref.astype(np.float64) ** 2)), 1e-12)
+    )
     if not ratio <= limit:  # also catches NaN
-        raise _parity_error(graph, output, f"rms error ratio {ratio:.2e}, at most {limit:.0e} is accepted", ratio, limit)
+        raise _parity_error(
+            graph,
+            output,
+            f"rms error ratio {ratio:.2e}, at most {limit:.0e} is accepted",
+            ratio,
+            limit,
+        )
     return OutputParity(rms_ratio=ratio, max_abs=float(np.abs(error).max()))
 
 
 def _compare_indices(graph: str, output: str, ref: np.ndarray, out: np.ndarray) -> OutputParity:
     flipped = float(np.mean(ref != out))
     if flipped > ENCODE_FLIPS:
-        raise _parity_error(graph, output, f"{flipped:.2%} of the tokens differ", flipped, ENCODE_FLIPS)
+        raise _parity_error(
+            graph, output, f"{flipped:.2%} of the tokens differ", flipped, ENCODE_FLIPS
+        )
     return OutputParity(rms_ratio=0.0, max_abs=flipped)
 
 
@@ -254,7 +299,9 @@ def _torch_logits(steps: TorchSteps, teacher: TeacherRun, spec: GraphSpec) -> np
     return steps.logits(spec.kind, operands, teacher.label_N, positions).numpy()
 
 
-def _compare_tokens(graph: str, spec: GraphSpec, teacher: TeacherRun, raw: torch.Tensor, precision: str) -> TokenParity:
+def _compare_tokens(
+    graph: str, spec: GraphSpec, teacher: TeacherRun, raw: torch.Tensor, precision: str
+) -> TokenParity:
     k, config = spec.scale_idx, teacher.config
     key = f"s{k}_ns" if spec.kind == "ns" else f"s{k}_m1"
     t = config.cfg * (k / teacher.last if spec.kind == "ns" else reference.MASK_CFG_RATIO)
@@ -263,8 +310,16 @@ def _compare_tokens(graph: str, spec: GraphSpec, teacher: TeacherRun, raw: torch
     flipped = ref.argmax(-1) != out.argmax(-1)
     gaps = tuple((best[..., 0] - best[..., 1])[flipped].tolist())
     if precision == "fp32" and max(gaps, default=0.0) > FP32_FLIP_GAP:
-        raise _parity_error(graph, "tokens", f"an argmax differs though its logits are {max(gaps):.1e} apart", max(gaps), FP32_FLIP_GAP)
-    drawn = reference.draw_inverse_cdf(teacher.uniforms)(key, reference.truncate(out, config.top_k, config.top_p))
+        raise _parity_error(
+            graph,
+            "tokens",
+            f"an argmax differs though its logits are {max(gaps):.1e} apart",
+            max(gaps),
+            FP32_FLIP_GAP,
+        )
+    drawn = reference.draw_inverse_cdf(teacher.uniforms)(
+        key, reference.truncate(out, config.top_k, config.top_p)
+    )
     return TokenParity(
         scale_idx=k,
         kind=spec.kind,
@@ -275,6 +330,8 @@ def _compare_tokens(graph: str, spec: GraphSpec, teacher: TeacherRun, raw: torch
     )
 
 
-def _parity_error(graph: str, output: str, what: str, ratio: float = float("inf"), limit: float = 0.0) -> ParityError:
+def _parity_error(
+    graph: str, output: str, what: str, ratio: float = float("inf"), limit: float = 0.0
+) -> ParityError:
     message = f"graph {graph}, {output}: {what}; the bundle is not usable, please report the model's sizes"
     return ParityError(message, graph=graph, output=output, rms_ratio=ratio, limit=limit)

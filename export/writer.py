@@ -131,7 +131,8 @@ def export_bundle(
     progress("reading checkpoints", 0, 1)
     model, tokenizer = _load(checkpoints, vae, branch_layers, num_heads)
     sources = tuple(
-        FileSpec(file=path.name, sha256=sha256_file(path), nbytes=path.stat().st_size) for path in (*checkpoints, vae)
+        FileSpec(file=path.name, sha256=sha256_file(path), nbytes=path.stat().st_size)
+        for path in (*checkpoints, vae)
     )
     loaded = time.perf_counter()
     with _beside(out) as folder:
@@ -190,7 +191,12 @@ def _load(
 
 
 def _run_ladder(
-    folder: Path, manifest: Manifest, model: HMAR, tokenizer: VQVAE, weights: WeightsFile, progress: Progress
+    folder: Path,
+    manifest: Manifest,
+    model: HMAR,
+    tokenizer: VQVAE,
+    weights: WeightsFile,
+    progress: Progress,
 ) -> Certificate:
     total = len(manifest.graphs) + 1
     done = iter(range(total))
@@ -243,7 +249,9 @@ class _Writer:
         manifest = self._manifest(sources, self._check_graphs())
         certificate = None
         if self.config.verify:
-            certificate = _run_ladder(self.folder, manifest, self.model, self.tokenizer, self.weights, self.progress)
+            certificate = _run_ladder(
+                self.folder, manifest, self.model, self.tokenizer, self.weights, self.progress
+            )
             (self.folder / CERTIFICATE).write_text(certificate.to_json(), encoding="utf-8")
             manifest = replace(manifest, certificate=self._file(CERTIFICATE))
         (self.folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
@@ -258,7 +266,9 @@ class _Writer:
             )
 
     def _build_graphs(self) -> None:
-        pieces = Pieces(self.model.config, self.tokenizer, self.config.dtype, self.config.opset)
+        pieces = Pieces(
+            self.model.config, self.tokenizer.config, self.config.dtype, self.config.opset
+        )
         builder = GraphBuilder(self.model.config, pieces, self.weights, self.config.opset)
         for i, step in enumerate(self.steps):
             self.progress(f"building {step.name}", i, len(self.steps))
@@ -310,7 +320,9 @@ class _Writer:
                 cfg=sampling.cfg,
                 top_k=min(sampling.top_k, config.vocab_size),
                 top_p=sampling.top_p,
-                mask_schedule=default_schedule(config.patch_nums) if config.has_mask_branch else None,
+                mask_schedule=default_schedule(config.patch_nums)
+                if config.has_mask_branch
+                else None,
             ),
             graphs=graphs,
             weights=self._file(WEIGHTS),
@@ -338,7 +350,11 @@ def _version() -> str:
 
 
 def _check_target(out: Path) -> None:
-    if out.exists() and not (out / MANIFEST_FILE).is_file() and not (out.is_dir() and not any(out.iterdir())):
+    if (
+        out.exists()
+        and not (out / MANIFEST_FILE).is_file()
+        and not (out.is_dir() and not any(out.iterdir()))
+    ):
         raise OutputError(f"{out}: exists and is not a bundle; choose another --out or remove it")
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}: no such folder; create it first")
@@ -359,7 +375,9 @@ def _beside(out: Path) -> Iterator[Path]:
         yield folder
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
-            raise OutputError(f"{out}: cannot write the bundle: {error.strerror}; nothing was changed") from error
+            raise OutputError(
+                f"{out}: cannot write the bundle: {error.strerror}; nothing was changed"
+            ) from error
         raise
     finally:
         if folder is not None:

@@ -71,11 +71,15 @@ class HMARConfig:
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
+            )
         if not 0 <= self.branch_layers <= self.depth:
             raise ValueError(f"branch_layers must be in 0..{self.depth}, got {self.branch_layers}")
         if len(self.patch_nums) < 2 or self.patch_nums[0] != 1:
-            raise ValueError(f"patch_nums must start with 1 and have at least two scales, got {self.patch_nums}")
+            raise ValueError(
+                f"patch_nums must start with 1 and have at least two scales, got {self.patch_nums}"
+            )
         if any(b <= a for a, b in zip(self.patch_nums, self.patch_nums[1:], strict=False)):
             raise ValueError(f"patch_nums must increase, got {self.patch_nums}")
 
@@ -126,7 +130,9 @@ def _preset(depth: int, patch_nums: tuple[int, ...], shared_aln: bool = False) -
 
 
 PRESETS: dict[str, HMARConfig] = {
-    f"hmar-d{depth}{'-s' if shared else ''}-{16 * patch_nums[-1]}": _preset(depth, patch_nums, shared)
+    f"hmar-d{depth}{'-s' if shared else ''}-{16 * patch_nums[-1]}": _preset(
+        depth, patch_nums, shared
+    )
     for depth, shared in ((16, False), (20, False), (24, False), (30, False), (36, True))
     for patch_nums in (PATCH_NUMS_256, PATCH_NUMS_512)
 }

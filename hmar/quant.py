@@ -64,7 +64,11 @@ class Quantizer(nn.Module):
 
     def downsample(self, map_BCHW: Tensor, pn: int) -> Tensor:
         """Area average to (pn, pn)."""
-        return map_BCHW if pn == map_BCHW.shape[-1] else F.interpolate(map_BCHW, size=(pn, pn), mode="area")
+        return (
+            map_BCHW
+            if pn == map_BCHW.shape[-1]
+            else F.interpolate(map_BCHW, size=(pn, pn), mode="area")
+        )
 
     def phi(self, h_BCHW: Tensor, scale_idx: int) -> Tensor:
         """(1 - r) h + r conv(h) with the convolution of this scale."""

@@ -131,9 +131,15 @@ def generate(
         record(f"{name}_drawn", tokens)
         return tokens, logits
 
-    for k, (pn, positions) in enumerate(zip(model.config.patch_nums, model.config.scale_slices(), strict=True)):
+    for k, (pn, positions) in enumerate(
+        zip(model.config.patch_nums, model.config.scale_slices(), strict=True)
+    ):
         f_hat_in = quant.downsample(f_hat, pn)
-        x = model.first_input(cond_2BC) if k == 0 else model.ns_input(flatten_map(f_hat_in).repeat(2, 1, 1), positions)
+        x = (
+            model.first_input(cond_2BC)
+            if k == 0
+            else model.ns_input(flatten_map(f_hat_in).repeat(2, 1, 1), positions)
+        )
         tokens, logits = sample(f"s{k}_ns", x, "ns", config.cfg * k / (S - 1))
         record(f"s{k}_ns_tokens", tokens)
 
@@ -153,7 +159,12 @@ def generate(
             )
             drawn, logits = sample(f"s{k}_m{j}", x, "mask", config.cfg * MASK_CFG_RATIO)
             tokens = torch.where(token_mask, drawn, tokens)
-            for name, value in (("tokens", tokens), ("idx_to_mask", idx), ("f_hat_in", f_hat_in), ("h_in", h_in)):
+            for name, value in (
+                ("tokens", tokens),
+                ("idx_to_mask", idx),
+                ("f_hat_in", f_hat_in),
+                ("h_in", h_in),
+            ):
                 record(f"s{k}_m{j}_{name}", value)
 
         f_hat = quant.commit(f_hat, quant.lookup(tokens), k)
@@ -169,7 +180,11 @@ def generate(
 
 @torch.inference_mode()
 def score(
-    model: HMAR, tokenizer: VQVAE, labels: Sequence[int], tokens: Sequence[Tensor], token_mask_BL: Tensor | None
+    model: HMAR,
+    tokenizer: VQVAE,
+    labels: Sequence[int],
+    tokens: Sequence[Tensor],
+    token_mask_BL: Tensor | None,
 ) -> dict[str, Tensor]:
     """Teacher-forced logits of the heads over the whole pyramid, each scale attending within itself.
 
@@ -193,5 +208,11 @@ def score(
     results = {"x_ns": x_ns, "ns_logits": model(ns_input, cond_BC, "ns", same_scale)}
     if token_mask_BL is None:
         return results
-    mask_input = torch.cat((first, model.mask_input(x_ns, x_mask, token_mask_BL[:, 1:], rest)), dim=1)
-    return {**results, "x_mask": x_mask, "mask_logits": model(mask_input, cond_BC, "mask", same_scale)}
+    mask_input = torch.cat(
+        (first, model.mask_input(x_ns, x_mask, token_mask_BL[:, 1:], rest)), dim=1
+    )
+    return {
+        **results,
+        "x_mask": x_mask,
+        "mask_logits": model(mask_input, cond_BC, "mask", same_scale),
+    }

@@ -50,7 +50,10 @@ class SamplingConfig:
     def defaults(cls, published: SamplingDefaults) -> SamplingConfig:
         """The settings that a bundle's model was published with."""
         return cls(
-            cfg=published.cfg, top_k=published.top_k, top_p=published.top_p, mask_schedule=published.mask_schedule
+            cfg=published.cfg,
+            top_k=published.top_k,
+            top_p=published.top_p,
+            mask_schedule=published.mask_schedule,
         )
 
     def checked(self, model: ModelSpec) -> Schedule | None:
@@ -60,12 +63,16 @@ class SamplingConfig:
             ValueError: a setting does not fit the model.
         """
         if self.top_k > model.vocab_size:
-            raise ValueError(f"top_k is {self.top_k}, the vocabulary has {model.vocab_size} entries; use 0 to keep all")
+            raise ValueError(
+                f"top_k is {self.top_k}, the vocabulary has {model.vocab_size} entries; use 0 to keep all"
+            )
         if self.mask_schedule is None:
             return None
         schedule = check_schedule(self.mask_schedule, model.patch_nums)
         if not model.has_mask_branch and any(len(entry) > 1 for entry in schedule[1:]):
-            raise ValueError("this model has no masked branch; set mask_schedule=None (--schedule none)")
+            raise ValueError(
+                "this model has no masked branch; set mask_schedule=None (--schedule none)"
+            )
         return schedule
 
 

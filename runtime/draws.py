@@ -69,16 +69,22 @@ class RecordedDraws:
         except (OSError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: not an .npz file of uniforms ({error})") from error
         if not recorded:
-            raise ValueError(f"{path}: holds no uniforms; expected arrays named s0_ns_u, s1_ns_u, s1_m1_u, …")
+            raise ValueError(
+                f"{path}: holds no uniforms; expected arrays named s0_ns_u, s1_ns_u, s1_m1_u, …"
+            )
         return cls(recorded, str(path))
 
     def __call__(self, scale_idx: int, pass_idx: int, p_BlV: np.ndarray) -> np.ndarray:
         name = f"s{scale_idx}_ns_u" if pass_idx == 0 else f"s{scale_idx}_m{pass_idx}_u"
         if name not in self.recorded:
-            raise ValueError(f"{self.source}: no uniforms {name!r}; the schedule asks for this pass")
+            raise ValueError(
+                f"{self.source}: no uniforms {name!r}; the schedule asks for this pass"
+            )
         u = self.recorded[name]
         if u.shape != p_BlV.shape[:2]:
-            raise ValueError(f"{self.source}: {name} is {u.shape}, expected {p_BlV.shape[:2]} (images, tokens)")
+            raise ValueError(
+                f"{self.source}: {name} is {u.shape}, expected {p_BlV.shape[:2]} (images, tokens)"
+            )
         if not ((u >= 0) & (u < 1)).all():
             raise ValueError(f"{self.source}: {name} has values outside [0, 1)")
         return draw_inverse_cdf(p_BlV, u.astype(np.float64))

@@ -42,7 +42,9 @@ def philox_4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     return np.stack((c0, c1, c2, c3), axis=-1)
 
 
-def uniforms(seed: int, image_index: Sequence[int], scale_idx: int, pass_idx: int, length: int) -> np.ndarray:
+def uniforms(
+    seed: int, image_index: Sequence[int], scale_idx: int, pass_idx: int, length: int
+) -> np.ndarray:
     """Uniform numbers in [0, 1) of one draw, (B, length) float64.
 
     Args:

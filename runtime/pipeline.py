@@ -16,7 +16,6 @@ from runtime.config import BackendConfig, BackendName, SamplingConfig
 from runtime.draws import Draws, SeededDraws
 from runtime.trajectory import OnScale, Record, ScaleEvent, Trajectory, condition, to_uint8
 
-
 NO_CLASS = -1
 
 
@@ -59,7 +58,9 @@ class Pipeline:
             BundleError: the folder is no bundle, or a file is missing or altered.
             BackendError: the backend is not available or cannot run the bundle.
         """
-        config = BackendConfig(name=backend, threads=threads, max_batch=max_batch, check_weights=check_weights)
+        config = BackendConfig(
+            name=backend, threads=threads, max_batch=max_batch, check_weights=check_weights
+        )
         opened = Bundle.open(bundle)
         opened.check_files(weights=config.check_weights)
         return cls(OnnxRuntimeRunner(opened, config), config.max_batch)
@@ -135,7 +136,9 @@ class Pipeline:
         """
         side = self.manifest.model.image_side_px
         if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
-            raise ValueError(f"images must be (B, {side}, {side}, 3) uint8, got {images.shape} {images.dtype}")
+            raise ValueError(
+                f"images must be (B, {side}, {side}, 3) uint8, got {images.shape} {images.dtype}"
+            )
         values = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
         graph = self.manifest.graph("encode")
         parts = [
@@ -145,7 +148,12 @@ class Pipeline:
         bounds = np.cumsum([pn * pn for pn in self.manifest.model.patch_nums])[:-1]
         return np.split(np.concatenate(parts), bounds, axis=1)
 
-    def score(self, labels: Sequence[int], tokens: Sequence[np.ndarray], token_mask: np.ndarray | None = None) -> Scores:
+    def score(
+        self,
+        labels: Sequence[int],
+        tokens: Sequence[np.ndarray],
+        token_mask: np.ndarray | None = None,
+    ) -> Scores:
         """Log-likelihood of given tokens under both heads, in one pass over the whole pyramid.
 
         Args:
@@ -160,10 +168,14 @@ class Pipeline:
         model, rows = self.manifest.model, self._rows(labels)
         lengths = [pn * pn for pn in model.patch_nums]
         if [t.shape for t in tokens] != [(len(rows), n) for n in lengths]:
-            raise ValueError(f"tokens must be maps of {lengths} tokens for {len(rows)} images, got {[t.shape for t in tokens]}")
+            raise ValueError(
+                f"tokens must be maps of {lengths} tokens for {len(rows)} images, got {[t.shape for t in tokens]}"
+            )
         packed = np.concatenate(tokens, axis=1).astype(np.int32)
         if packed.min() < 0 or packed.max() >= model.vocab_size:
-            raise ValueError(f"tokens must be in 0..{model.vocab_size - 1}, got {packed.min()}..{packed.max()}")
+            raise ValueError(
+                f"tokens must be in 0..{model.vocab_size - 1}, got {packed.min()}..{packed.max()}"
+            )
         if token_mask is None:
             token_mask = np.broadcast_to(np.arange(packed.shape[1]) > 0, packed.shape)
         if token_mask.shape != packed.shape:
@@ -172,8 +184,14 @@ class Pipeline:
         inputs = {i.name for i in self.manifest.graphs[graph].inputs}
         results: dict[str, list[np.ndarray]] = {}
         for part in self._parts(len(rows)):
-            feeds = {**condition(self.runner, rows[part]), "tokens": packed[part], "token_mask": token_mask[part]}
-            for name, value in self.runner.run(graph, {n: v for n, v in feeds.items() if n in inputs}).items():
+            feeds = {
+                **condition(self.runner, rows[part]),
+                "tokens": packed[part],
+                "token_mask": token_mask[part],
+            }
+            for name, value in self.runner.run(
+                graph, {n: v for n, v in feeds.items() if n in inputs}
+            ).items():
                 if name.endswith("log_prob"):
                     results.setdefault(name, []).append(self.runner.numpy(value))
         joined = {name: np.concatenate(parts) for name, parts in results.items()}
@@ -185,8 +203,14 @@ class Pipeline:
         if len(labels) == 0:
             raise ValueError("labels is empty; give one class per image")
         for label in labels:
-            if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not NO_CLASS <= label < classes:
-                raise ValueError(f"label {label!r} is out of range: 0..{classes - 1}, or -1 for unconditional")
+            if (
+                isinstance(label, bool)
+                or not isinstance(label, (int, np.integer))
+                or not NO_CLASS <= label < classes
+            ):
+                raise ValueError(
+                    f"label {label!r} is out of range: 0..{classes - 1}, or -1 for unconditional"
+                )
         return [classes if label == NO_CLASS else int(label) for label in labels]
 
     def _parts(self, count: int) -> list[slice]:
@@ -199,7 +223,12 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 

@@ -44,10 +44,16 @@ def check_schedule(schedule: Sequence[Sequence[int]], patch_nums: Sequence[int])
     checked = []
     for k, entry in enumerate(schedule[: len(patch_nums)]):
         is_list = isinstance(entry, Sequence) and not isinstance(entry, str)
-        if not is_list or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in entry):
-            raise ValueError(f"mask_schedule[{k}] must be a list of token counts >= 0, got {entry!r}")
+        if not is_list or any(
+            isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in entry
+        ):
+            raise ValueError(
+                f"mask_schedule[{k}] must be a list of token counts >= 0, got {entry!r}"
+            )
         if len(entry) > MAX_PASSES:
-            raise ValueError(f"mask_schedule[{k}] has {len(entry) - 1} masked passes, at most {MAX_PASSES - 1} are allowed")
+            raise ValueError(
+                f"mask_schedule[{k}] has {len(entry) - 1} masked passes, at most {MAX_PASSES - 1} are allowed"
+            )
         checked.append(tuple(entry))
     return tuple(checked)
 
@@ -66,7 +72,9 @@ def parse_schedule(text: str, default: Schedule | None) -> Schedule | None:
         source = Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text
         schedule = json.loads(source)
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"schedule {text!r} is neither 'default', 'none' nor JSON such as [[1],[1,3],…] ({error})") from error
+        raise ValueError(
+            f"schedule {text!r} is neither 'default', 'none' nor JSON such as [[1],[1,3],…] ({error})"
+        ) from error
     if schedule is not None and not isinstance(schedule, list):
         raise ValueError(f"schedule must be a list with one list per scale, got {schedule!r}")
     return schedule

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-HALVES = ("_raw",)  # arrays of the guided batch: all conditional rows first, then all unconditional ones
+HALVES = (
+    "_raw",
+)  # arrays of the guided batch: all conditional rows first, then all unconditional ones
 
 
 class Trace:

@@ -131,7 +131,9 @@ class Trajectory:
             self.record(f"s{k}_m{j}_idx_to_mask", idx.astype(np.int32))
         return tokens
 
-    def _draw(self, k: int, pass_idx: int, raw_2BlV: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(
+        self, k: int, pass_idx: int, raw_2BlV: np.ndarray, t: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of one pass, and the truncated distribution that they come from."""
         guided = sampler.guide(raw_2BlV, t)
         p = sampler.probabilities(sampler.truncate(guided, self.config.top_k, self.config.top_p))
@@ -147,18 +149,28 @@ class Trajectory:
             lengths = [pn * pn for pn in self.model.patch_nums[: k + 1]]
             cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
             maps = _both_halves(np.concatenate(self.maps, axis=1))
-            return self._logits("ns_prefix", None, {"map": maps, "cu_seqlens": cu_seqlens})[:, -lengths[-1] :]
+            return self._logits("ns_prefix", None, {"map": maps, "cu_seqlens": cu_seqlens})[
+                :, -lengths[-1] :
+            ]
         return self._logits("ns", k, {} if k == 0 else {"map": _both_halves(self.maps[-1])})
 
-    def _mask_logits(self, k: int, pn: int, tokens: np.ndarray, token_mask: np.ndarray) -> np.ndarray:
+    def _mask_logits(
+        self, k: int, pn: int, tokens: np.ndarray, token_mask: np.ndarray
+    ) -> np.ndarray:
         graph = self.runner.manifest.graph("mask_input", k)
         h = self.runner.numpy(self.runner.run(graph, {"tokens": tokens.reshape(-1, pn, pn)})["h"])
         operands = {"map": self.maps[-1], "h": h, "token_mask": token_mask}
-        return self._logits("mask", k, {name: _both_halves(value) for name, value in operands.items()})
+        return self._logits(
+            "mask", k, {name: _both_halves(value) for name, value in operands.items()}
+        )
 
     def _logits(self, kind: Any, k: int | None, feeds: dict[str, Any]) -> np.ndarray:
         graph = self.runner.manifest.graph(kind, k)
-        conditions = {i.name: self.cond[i.name] for i in self.runner.manifest.graphs[graph].inputs if i.name in self.cond}
+        conditions = {
+            i.name: self.cond[i.name]
+            for i in self.runner.manifest.graphs[graph].inputs
+            if i.name in self.cond
+        }
         return self.runner.numpy(self.runner.run(graph, {**feeds, **conditions})["logits"])
 
 

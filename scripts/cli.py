@@ -29,11 +29,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def run(main: Callable[[], None], *errors: type[Exception]) -> None:
     """Runs a script: expected errors become one line on stderr and exit code 1."""
-    level = {0: logging.WARNING, 1: logging.INFO}.get(sum(a.count("v") for a in sys.argv if a in ("-v", "-vv", "--verbose")), logging.DEBUG)
+    level = {0: logging.WARNING, 1: logging.INFO}.get(
+        sum(a.count("v") for a in sys.argv if a in ("-v", "-vv", "--verbose")), logging.DEBUG
+    )
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that unfinished output is removed
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # unwinds, so that unfinished output is removed
     try:
         main()
     except (*errors, ValueError) as error:
@@ -55,7 +59,12 @@ class ProgressBar:
     def __enter__(self) -> ProgressBar:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
 
@@ -69,7 +78,12 @@ class ProgressBar:
         if stage != self._stage:
             if self._bar is not None:
                 self._bar.close()
-            self._bar = tqdm(total=total, desc=stage, bar_format="{desc:12} {bar:28} {percentage:3.0f}% {elapsed} {postfix}", leave=True)
+            self._bar = tqdm(
+                total=total,
+                desc=stage,
+                bar_format="{desc:12} {bar:28} {percentage:3.0f}% {elapsed} {postfix}",
+                leave=True,
+            )
             self._stage = stage
         self._bar.set_postfix_str(item.removeprefix(stage).strip()[:40], refresh=False)
         self._bar.update(done - self._bar.n)

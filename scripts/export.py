@@ -24,13 +24,44 @@ from scripts.cli import ProgressBar, parser, run
 
 def parse_args() -> argparse.Namespace:
     p = parser(__doc__)
-    p.add_argument("--ckpt", type=Path, nargs="+", required=True, metavar="FILE", help="checkpoint: .pth or .safetensors; one file or the two stages")
-    p.add_argument("--vae", type=Path, required=True, metavar="FILE", help="tokenizer: .pth or .safetensors")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="bundle folder to write; an old bundle there is replaced")
-    p.add_argument("--precision", choices=PRECISIONS, default="fp32", help="dtype of weights and activations")
-    p.add_argument("--no-verify", action="store_true", help="skip the comparison with PyTorch; the bundle then has no certificate")
-    p.add_argument("--branch-layers", type=int, metavar="N", help="blocks per branch, for stage files that do not tell")
-    p.add_argument("--num-heads", type=int, metavar="N", help="attention heads, for models without q/k norm and heads of other than 64")
+    p.add_argument(
+        "--ckpt",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="checkpoint: .pth or .safetensors; one file or the two stages",
+    )
+    p.add_argument(
+        "--vae", type=Path, required=True, metavar="FILE", help="tokenizer: .pth or .safetensors"
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="bundle folder to write; an old bundle there is replaced",
+    )
+    p.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="dtype of weights and activations"
+    )
+    p.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="skip the comparison with PyTorch; the bundle then has no certificate",
+    )
+    p.add_argument(
+        "--branch-layers",
+        type=int,
+        metavar="N",
+        help="blocks per branch, for stage files that do not tell",
+    )
+    p.add_argument(
+        "--num-heads",
+        type=int,
+        metavar="N",
+        help="attention heads, for models without q/k norm and heads of other than 64",
+    )
     return p.parse_args()
 
 

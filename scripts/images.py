@@ -38,4 +38,6 @@ def write_grid(images: np.ndarray, path: Path) -> None:
     try:
         Image.fromarray(grid(images)).save(path)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: cannot write the image ({error}); use a suffix such as .png") from error
+        raise ValueError(
+            f"{path}: cannot write the image ({error}); use a suffix such as .png"
+        ) from error

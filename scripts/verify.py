@@ -24,9 +24,24 @@ from scripts.cli import ProgressBar, parser, run
 def parse_args() -> argparse.Namespace:
     p = parser(__doc__)
     p.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="bundle folder")
-    p.add_argument("--ckpt", type=Path, nargs="+", required=True, metavar="FILE", help="checkpoint that it was exported from; one file or the two stages")
-    p.add_argument("--vae", type=Path, required=True, metavar="FILE", help="tokenizer that it was exported from")
-    p.add_argument("--json", type=Path, metavar="FILE", help="also write the certificate to this file")
+    p.add_argument(
+        "--ckpt",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="checkpoint that it was exported from; one file or the two stages",
+    )
+    p.add_argument(
+        "--vae",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="tokenizer that it was exported from",
+    )
+    p.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the certificate to this file"
+    )
     p.add_argument("--branch-layers", type=int, metavar="N", help="as given to the export")
     p.add_argument("--num-heads", type=int, metavar="N", help="as given to the export")
     return p.parse_args()

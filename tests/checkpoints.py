@@ -24,15 +24,31 @@ def key_shapes(kind: str, config: dict[str, Any]) -> Shapes:
     """Shapes of a published key layout, adapted to a golden case's sizes."""
     layout = json.loads((GOLDEN / "hmar" / "keys" / KEY_FILES[kind]).read_text())["state_dict"]
     published = {k: tuple(v[0]) for k, v in layout.items()}
-    return _vae_shapes(published, config) if kind == "vae" else _hmar_shapes(published, kind, config)
+    return (
+        _vae_shapes(published, config) if kind == "vae" else _hmar_shapes(published, kind, config)
+    )
 
 
 def _hmar_shapes(published: Shapes, kind: str, config: dict[str, Any]) -> Shapes:
     C, L, S = config["embed_dim"], config["L"], len(config["patch_nums"])
-    sizes = {1024: C, 2048: 2 * C, 3072: 3 * C, 4096: 4 * C, 6144: 6 * C, 680: L, 10: S, 16: config["num_heads"]}
+    sizes = {
+        1024: C,
+        2048: 2 * C,
+        3072: 3 * C,
+        4096: 4 * C,
+        6144: 6 * C,
+        680: L,
+        10: S,
+        16: config["num_heads"],
+    }
     sizes |= {1001: config["num_classes"] + 1, 32: config["Cvae"], 1: 1}
     n = config["n_layers_train"]
-    counts = {"base_blocks": config["depth"] - n, "ns_blocks": n, "mask_blocks": n, "blocks": config["depth"]}
+    counts = {
+        "base_blocks": config["depth"] - n,
+        "ns_blocks": n,
+        "mask_blocks": n,
+        "blocks": config["depth"],
+    }
     shapes: Shapes = {}
     for key, shape in published.items():
         group, *rest = key.split(".")
@@ -72,7 +88,9 @@ def _vae_shapes(published: Shapes, config: dict[str, Any]) -> Shapes:
             shapes[key] = (V, Cvae)
         else:
             # every width is a multiple of 160; 32 appears as the latent width only
-            shapes[key] = tuple(s // 160 * ch if s % 160 == 0 else Cvae if s == 32 else s for s in shape)
+            shapes[key] = tuple(
+                s // 160 * ch if s % 160 == 0 else Cvae if s == 32 else s for s in shape
+            )
     return shapes
 
 
@@ -82,7 +100,9 @@ def state_dict(kind: str, config: dict[str, Any], seed: int) -> dict[str, torch.
     state = {k: torch.from_numpy(w) for k, w in recipe().fill(shapes, seed).items()}
     for key, shape in shapes.items():
         if recipe().is_buffer(key):
-            state[key] = torch.from_numpy(np.ascontiguousarray(recipe().buffer(key, shape, config["patch_nums"])))
+            state[key] = torch.from_numpy(
+                np.ascontiguousarray(recipe().buffer(key, shape, config["patch_nums"]))
+            )
     return {key: state[key] for key in shapes}
 
 

@@ -27,7 +27,9 @@ class ConstantReshapePass(ir.passes.InPlacePass):
             if target is None:
                 continue
             name = f"{node.name}_shape"
-            constant = ir.Value(name=name, const_value=ir.tensor(np.array(target, np.int64), name=name))
+            constant = ir.Value(
+                name=name, const_value=ir.tensor(np.array(target, np.int64), name=name)
+            )
             model.graph.register_initializer(constant)
             node.replace_input_with(1, constant)
             node.attributes.pop("allowzero", None)

@@ -10,7 +10,6 @@ from plugins_trt.block_sparse_attn.spec import (
     NORM_FLOOR,
     OP_DOMAIN,
     OP_NAME,
-    OPSET_VERSION,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
     Attributes,

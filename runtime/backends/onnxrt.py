@@ -19,7 +19,13 @@ logger = logging.getLogger(__name__)
 
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
-STORED_AS = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int32": np.int32, "bool": np.bool_}
+STORED_AS = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "int32": np.int32,
+    "bool": np.bool_,
+}
 
 
 def import_onnxruntime() -> ModuleType:
@@ -51,8 +57,10 @@ class OnnxRuntimeRunner(StepRunner):
     """One session per graph, made when it is first used; all share one copy of the weights.
 
     The weights file is memory-mapped and its tensors are given to every session as initializers. ONNX
-    Runtime's own repacked copies are switched off for graphs that share them: they would cost one copy
-    of the weights per graph.
+    Runtime's own repacked copies are switched off: they would cost one copy of the weights per graph.
+
+    The CPU provider computes float16 graphs in float32, from a float32 copy of the weights per session.
+    There, the transformer passes of all scales go through the two scale-generic trunks.
     """
 
     def __init__(self, bundle: Bundle, config: BackendConfig) -> None:
@@ -65,8 +73,11 @@ class OnnxRuntimeRunner(StepRunner):
                 f"backend {self._name}: this ONNX Runtime offers {self._ort.get_available_providers()}; "
                 "pip install onnxruntime-gpu, or use the backend ort-cpu"
             )
-        self._providers = [provider] if self._name == "ort-cpu" else [provider, PROVIDERS["ort-cpu"]]
+        self._providers = (
+            [provider] if self._name == "ort-cpu" else [provider, PROVIDERS["ort-cpu"]]
+        )
         self._bundle, self._threads = bundle, config.threads
+        self._uses_trunks = self.manifest.precision == "fp16" and self._name == "ort-cpu"
         self._sessions: dict[str, Any] = {}
         self._weights = self._map_weights()
 
@@ -107,7 +118,9 @@ class OnnxRuntimeRunner(StepRunner):
         try:
             session = self._ort.InferenceSession(path, options, providers=self._providers)
         except Exception as error:  # ONNX Runtime's errors share no public base class
-            raise BackendError(f"{path}: backend {self._name} cannot load this graph: {error}{self._hint()}") from error
+            raise BackendError(
+                f"{path}: backend {self._name} cannot load this graph: {error}{self._hint()}"
+            ) from error
         logger.info("session %s: %.2f s", graph, time.perf_counter() - start)
         return session
 
@@ -117,6 +130,8 @@ class OnnxRuntimeRunner(StepRunner):
         return ""
 
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
+        if self._uses_trunks and self.manifest.graphs[graph].kind in ("ns", "mask"):
+            return self._run_trunk(graph, feeds)
         session = self._session(graph)
         values = {}
         for spec in self.manifest.graphs[graph].inputs:
@@ -128,6 +143,27 @@ class OnnxRuntimeRunner(StepRunner):
             return session.run_with_ort_values(None, values)
         except Exception as error:  # as above
             raise BackendError(f"graph {graph}: backend {self._name} failed: {error}") from error
+
+    def _run_trunk(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
+        """A step as its embedding and the trunk of its kind: the same operations in two sessions."""
+        spec, patch_nums = self.manifest.graphs[graph], self.manifest.model.patch_nums
+        assert spec.scale_idx is not None
+        length = patch_nums[spec.scale_idx] ** 2
+        start = sum(pn * pn for pn in patch_nums[: spec.scale_idx])
+        embed = self.manifest.graph(
+            "embed_first" if start == 0 else "embed_ns" if spec.kind == "ns" else "embed_mask"
+        )
+        trunk = self.manifest.graph("ns_trunk" if spec.kind == "ns" else "mask_trunk")
+        values = {
+            **feeds,
+            "positions": np.arange(start, start + length, dtype=np.int32),
+            "cu_seqlens": np.array([0, length], np.int32),
+        }
+        for name in (embed, trunk):
+            step = self.manifest.graphs[name]
+            results = self._run(name, {i.name: values[i.name] for i in step.inputs})
+            values |= dict(zip((o.name for o in step.outputs), results, strict=True))
+        return results
 
     def numpy(self, value: Any) -> np.ndarray:
         return value.numpy() if isinstance(value, self._ort.OrtValue) else value
