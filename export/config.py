@@ -17,8 +17,8 @@ class ExportConfig:
     """Settings of one export.
 
     Attributes:
-        precision: dtype of weights and activations. Logits, softmax statistics, norms, `f_hat` and the
-            tokenizer's encoder are float32 in every precision.
+        precision: dtype of weights and activations. Logits, softmax statistics, norms, `f_hat` and
+            the tokenizer's encoder are float32 in every precision.
         verify: compare every graph with PyTorch and write the parity certificate.
     """
 
@@ -31,7 +31,7 @@ class ExportConfig:
 
     @property
     def opset(self) -> int:
-        """ONNX opset of the graphs: 20, the first with Gelu; 22, the first with bfloat16 convolutions."""
+        """ONNX opset of the graphs: 20 is the first with Gelu, 22 with bfloat16 convolutions."""
         return 22 if self.precision == "bf16" else 20
 
     @property

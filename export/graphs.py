@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
-from export.assemble import Assembly
+from export.assemble import Assembly, input_names
 from export.pieces import Pieces, trace_decoder, trace_encoder
 from export.steps import StepSpec
 from export.tensors import BLOCK_LINEARS, area_matrix, bicubic_matrix
@@ -183,7 +181,8 @@ class GraphBuilder:
         return [self._step(asm, "mask", step, inputs)]
 
     def _step(self, asm: Assembly, branch: str, step: StepSpec, inputs: Values) -> ir.Value:
-        """A trunk fixed to one scale: its tokens are one block, its positions one slice of the table."""
+        """A trunk fixed to one scale: its tokens are one block, its positions a slice of `pos`."""
+        assert step.scale_idx is not None and step.pn is not None
         if step.scale_idx == 0:
             x = self._first(asm, inputs["cond"])
         else:
@@ -219,7 +218,10 @@ class GraphBuilder:
         }
 
     def _grids(self, asm: Assembly, scale_idx: int, reduced: int) -> Values:
-        """Matrices that enlarge this scale's map and reduce the full one to `reduced`; none at the last scale."""
+        """Matrices that enlarge this scale's map and reduce the full one to a side of `reduced`.
+
+        None at the last scale.
+        """
         if self._is_last(scale_idx):
             return {}
         side, pn = self.model.patch_nums[-1], self.model.patch_nums[scale_idx]
@@ -253,15 +255,17 @@ class GraphBuilder:
         )[0]
 
     def _quant(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
+        assert step.scale_idx is not None
         return self._quantize(asm, step.scale_idx, inputs["tokens"], inputs["f_hat"])
 
     def _mask_input(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
+        assert step.scale_idx is not None
         return [self._own(asm, step.scale_idx, inputs["tokens"])]
 
     # --- whole pyramid ---
 
     def _score(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
-        """Both heads over the packed pyramid of given tokens, each scale attending within itself."""
+        """Both heads over the packed pyramid of given tokens; each scale attends within itself."""
         tokens, S = inputs["tokens"], self.model.num_scales
         scale_tokens = self._per_scale(asm, tokens)
         f_hat = asm.constant(np.zeros((1, 1, 1, 1), np.float32))
@@ -290,9 +294,16 @@ class GraphBuilder:
         return results
 
     def _scored(
-        self, asm: Assembly, branch: str, tokens: ir.Value, first: ir.Value, operands: Values, pos: ir.Value,
-        inputs: Values, cu_seqlens: ir.Value,
-    ) -> list[ir.Value]:  # fmt: skip
+        self,
+        asm: Assembly,
+        branch: str,
+        tokens: ir.Value,
+        first: ir.Value,
+        operands: Values,
+        pos: ir.Value,
+        inputs: Values,
+        cu_seqlens: ir.Value,
+    ) -> list[ir.Value]:
         rest = self._embedded(asm, operands, pos, f"{branch}/embed")
         (x,) = asm.op("Concat", first, rest, name=f"{branch}/x", axis=1)
         logits = self._trunk(asm, branch, x, inputs, cu_seqlens)
@@ -339,5 +350,5 @@ class GraphBuilder:
     def _call_network(
         self, asm: Assembly, piece: ir.Graph, prefix: str, operand: ir.Value
     ) -> list[ir.Value]:
-        names: Sequence[str] = [v.name for v in piece.inputs if v.name != "operand"]
-        return asm.call(piece, prefix, operand=operand, **{n: asm.weight(n) for n in names})
+        weights = {n: asm.weight(n) for n in input_names(piece) if n != "operand"}
+        return asm.call(piece, prefix, operand=operand, **weights)

@@ -2,7 +2,8 @@
 
 Weights are inputs, so that a module is traced once and serves every block, scale and checkpoint.
 Linear weights come as (in, out). Dtype: activations and weights in the bundle's precision, and
-float32 where a name says `_f32`. N rows (the guided batch), l tokens, C width, Cvae latent channels.
+float32 where a name says `_f32`. N rows (the guided batch), l tokens, C width, Cvae latent
+channels.
 """
 
 from __future__ import annotations
@@ -108,7 +109,10 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits (N, l, V) in float32, from float32 weights: half-precision logits flip close decisions."""
+    """Logits (N, l, V) in float32, from float32 weights.
+
+    Half-precision logits would flip close decisions.
+    """
 
     def __init__(self, eps: float) -> None:
         super().__init__()

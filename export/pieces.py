@@ -19,7 +19,7 @@ from hmar.config import HMARConfig, TokenizerConfig
 from hmar.vae import VQVAE
 from plugins_trt.block_sparse_attn.spec import Attributes, Pattern
 
-# Example sizes of symbolic dimensions; all differ, so that torch.export cannot take two for the same.
+# Example sizes of symbolic dimensions; all differ, lest torch.export take two for the same.
 N, LENGTH, PN, NEXT_PN = 2, 3, 5, 7
 
 
@@ -177,7 +177,7 @@ class Pieces:
         return self._quantizer(modules.QuantizeRest, is_last_scale)
 
     def _trace_quantizer(self, module: type[nn.Module], is_last_scale: bool) -> ir.Graph:
-        """One of the modules between scale grids; at the last scale nothing is enlarged or reduced."""
+        """A module between scale grids; at the last scale nothing is enlarged or reduced."""
         P, Cvae, V = self.side, self.model.latent_channels, self.model.vocab_size
         pn = P if is_last_scale else PN
         latent = {"f_hat": self._f32(N, Cvae, P, P)}
@@ -235,7 +235,7 @@ def trace_encoder(config: TokenizerConfig, side: int, opset: int) -> ir.Graph:
 
 
 def _trace_network(module: nn.Module, operand: Tensor, output: str, opset: int) -> ir.Graph:
-    inputs = {"operand": operand, "weights": dict(module.named_parameters())}
+    inputs: Examples = {"operand": operand, "weights": dict(module.named_parameters())}
     return run_passes(
         trace(_WithWeights(module), inputs, [output], {"operand": (0,)}, opset), opset
     )

@@ -6,6 +6,7 @@ Linear weights are stored (in, out), as ONNX MatMul takes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -59,7 +60,8 @@ def named_blocks(model: HMAR) -> Iterator[tuple[str, Block]]:
 def positions(model: HMAR) -> Tensor:
     """Everything that is added to an embedded token, (L, C): scale, position and the word bias.
 
-    Row 0 belongs to scale 0, whose input is the class embedding: it holds `pos_start`, not the word bias.
+    Row 0 belongs to scale 0, whose input is the class embedding: it holds `pos_start`, not the word
+    bias.
     """
     pos = model.lvl_pos() + model.word_embed_bias
     pos[0] = model.pos_start[0, 0] + model.lvl_pos()[0]
@@ -81,7 +83,8 @@ def area_matrix(side: int, reduced: int) -> np.ndarray:
 def bicubic_matrix(side: int, source: int) -> np.ndarray:
     """Bicubic enlargement of a side, (side, source) float32.
 
-    Convolution kernel with a = -0.75 (Keys 1981), half-pixel centres, edges clamped, no antialiasing.
+    Convolution kernel with a = -0.75 (Keys 1981), half-pixel centres, edges clamped, no
+    antialiasing.
     """
     a = -0.75
 
@@ -101,8 +104,9 @@ def bicubic_matrix(side: int, source: int) -> np.ndarray:
 
 
 def _add_linear(
-    weights: WeightsFile, name: str, dtype: torch.dtype, linear: torch.nn.Linear, bias: bool = True
+    weights: WeightsFile, name: str, dtype: torch.dtype, linear: torch.nn.Module, bias: bool = True
 ) -> None:
+    assert isinstance(linear, torch.nn.Linear)
     weights.add(
         f"{name}.weight", dtype, (linear.in_features, linear.out_features), lambda: linear.weight.T
     )
@@ -132,10 +136,12 @@ def _add_tokenizer(weights: WeightsFile, tokenizer: VQVAE, dtype: torch.dtype) -
     weights.add("codebook", f32, (V, Cvae), lambda: quant.embedding.weight)
     weights.add("codebook.norm", f32, (V,), lambda: quant.embedding.weight.square().sum(1))
     for j, conv in enumerate(quant.quant_resi.qresi_ls):
-        weights.add(f"phi.{j}.weight", f32, (Cvae, Cvae, 3, 3), lambda conv=conv: conv.weight)
-        weights.add(f"phi.{j}.bias", f32, (Cvae,), lambda conv=conv: conv.bias)
+        phi = f"phi.{j}"
+        weights.add(f"{phi}.weight", f32, (Cvae, Cvae, 3, 3), partial(conv.get_parameter, "weight"))
+        weights.add(f"{phi}.bias", f32, (Cvae,), partial(conv.get_parameter, "bias"))
     for name, parameter in tokenizer.named_parameters():
         if not name.startswith("quantize."):
             # an image's tokens are exact decisions, so the encoder keeps full precision
             kept = f32 if name.startswith(("encoder.", "quant_conv.")) else dtype
-            weights.add(name, kept, tuple(parameter.shape), lambda parameter=parameter: parameter)
+            load = partial(tokenizer.get_parameter, name)
+            weights.add(name, kept, tuple(parameter.shape), load)

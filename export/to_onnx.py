@@ -47,9 +47,8 @@ def trace(
             names.append(name)
             shapes[name] = {d: torch.export.Dim.DYNAMIC for d in dynamic.get(name, ())}
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # raised inside torch.export about its own code
+        # raised inside torch.export about its own code
+        warnings.simplefilter("ignore", FutureWarning)
         program = torch.export.export(module, (), kwargs=dict(inputs), dynamic_shapes=shapes)
         onnx_program = torch.onnx.export(
             program,
@@ -61,5 +60,6 @@ def trace(
             input_names=names,
             output_names=list(outputs),
         )
+    assert onnx_program is not None  # None comes from the exporter without dynamo only
     logger.debug("traced %s in %.1f s", type(module).__name__, time.perf_counter() - start)
     return onnx_program.model.graph

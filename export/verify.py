@@ -1,4 +1,4 @@
-"""Validation ladder of a bundle against the PyTorch model: names, dtypes, shapes, values, tokens."""
+"""Validation ladder of a bundle against PyTorch: names, dtypes, shapes, values, tokens."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from runtime.bundle import GraphSpec, Manifest
 
 logger = logging.getLogger(__name__)
 
-# Largest RMS error of an output relative to the RMS of the float32 reference. fp32: another order of
-# summation over up to 40 blocks. Half precision: a few units of the format's rounding (2^-11, 2^-8).
+# Largest RMS error of an output relative to the RMS of the float32 reference. fp32: another order
+# of summation over up to 40 blocks. Half precision: a few units of the format's rounding (2^-11,
+# 2^-8).
 RMS_LIMIT = {"fp32": 2e-5, "fp16": 1e-2, "bf16": 8e-2}
 # A float32 token may differ from the reference only where the two best logits are this close.
 FP32_FLIP_GAP = 1e-3
@@ -138,7 +139,8 @@ class Certificate:
             gaps = ", ".join(f"{g:.1e}" for g in sorted(t.flip_gaps)[-6:])
             name = f"{t.kind} scale {t.scale_idx}"
             lines.append(
-                f"{name:24} {t.compared:7} {t.argmax_equal / t.compared:8.2%} {t.drawn_equal / t.compared:8.2%}  {gaps}"
+                f"{name:24} {t.compared:7} {t.argmax_equal / t.compared:8.2%} "
+                f"{t.drawn_equal / t.compared:8.2%}  {gaps}"
             )
         lines.append(
             f"{'all':24} {'':7} {self.agreement('argmax'):8.2%} {self.agreement('drawn'):8.2%}"
@@ -213,9 +215,8 @@ def _verify_graph(
     start = time.perf_counter()
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry(
-        "session.disable_prepacking", "1"
-    )  # weights stay in the mapped file
+    # weights stay in the mapped file
+    options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except ort_errors.NotImplemented as error:
@@ -293,8 +294,10 @@ def _compare_indices(graph: str, output: str, ref: np.ndarray, out: np.ndarray) 
 
 
 def _torch_logits(steps: TorchSteps, teacher: TeacherRun, spec: GraphSpec) -> np.ndarray:
+    assert spec.scale_idx is not None
     feeds, _ = teacher.case(spec)
-    operands = {n: torch.from_numpy(feeds[n]) for n in ("map", "h", "token_mask") if n in feeds}
+    names: tuple[str, ...] = ("map", "h", "token_mask")
+    operands = {n: torch.from_numpy(feeds[n]) for n in names if n in feeds}
     positions = teacher.model.config.scale_slices()[spec.scale_idx]
     return steps.logits(spec.kind, operands, teacher.label_N, positions).numpy()
 
@@ -302,6 +305,7 @@ def _torch_logits(steps: TorchSteps, teacher: TeacherRun, spec: GraphSpec) -> np
 def _compare_tokens(
     graph: str, spec: GraphSpec, teacher: TeacherRun, raw: torch.Tensor, precision: str
 ) -> TokenParity:
+    assert spec.scale_idx is not None
     k, config = spec.scale_idx, teacher.config
     key = f"s{k}_ns" if spec.kind == "ns" else f"s{k}_m1"
     t = config.cfg * (k / teacher.last if spec.kind == "ns" else reference.MASK_CFG_RATIO)
@@ -333,5 +337,8 @@ def _compare_tokens(
 def _parity_error(
     graph: str, output: str, what: str, ratio: float = float("inf"), limit: float = 0.0
 ) -> ParityError:
-    message = f"graph {graph}, {output}: {what}; the bundle is not usable, please report the model's sizes"
+    message = (
+        f"graph {graph}, {output}: {what}; "
+        "the bundle is not usable, please report the model's sizes"
+    )
     return ParityError(message, graph=graph, output=output, rms_ratio=ratio, limit=limit)

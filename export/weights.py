@@ -16,7 +16,8 @@ IR_DTYPES = {
     torch.bfloat16: ir.DataType.BFLOAT16,
     torch.int32: ir.DataType.INT32,
 }
-# ONNX advises page-aligned tensors so that they can be memory-mapped; small ones would be mostly padding.
+# ONNX advises page-aligned tensors so that they can be memory-mapped; small ones would be mostly
+# padding.
 PAGE, LINE, LARGE = 4096, 64, 1 << 18
 
 
@@ -108,12 +109,8 @@ class WeightsFile:
                         f"weights: {name} is {tuple(tensor.shape)}, declared as {entry.shape}"
                     )
                 file.write(b"\0" * (entry.offset - file.tell()))
-                contiguous = tensor.to(entry.dtype).contiguous()
-                file.write(
-                    contiguous.view(torch.uint8).numpy()
-                    if contiguous.dim()
-                    else contiguous.numpy().tobytes()
-                )
+                flat = tensor.to(entry.dtype).contiguous().view(-1)
+                file.write(flat.view(torch.uint8).numpy().data)
                 yield name, file.tell()
 
 

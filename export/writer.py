@@ -79,21 +79,25 @@ class ExportReport:
         name = model.preset or f"HMAR depth {model.depth}, width {model.embed_dim}"
         lines = [
             f"bundle       {self.bundle}",
-            f"model        {name}, {model.image_side_px} px, {model.num_classes} classes, {manifest.precision}",
-            f"graphs       {len(manifest.graphs)}, sharing {manifest.weights.nbytes / 1e6:.1f} MB of weights "
-            f"(bundle {self.bundle_bytes / 1e6:.1f} MB)",
-            f"time         {self.load_seconds:.1f} s to load, {self.export_seconds:.1f} s to export",
+            f"model        {name}, {model.image_side_px} px, {model.num_classes} classes, "
+            f"{manifest.precision}",
+            f"graphs       {len(manifest.graphs)}, sharing {manifest.weights.nbytes / 1e6:.1f} MB "
+            f"of weights (bundle {self.bundle_bytes / 1e6:.1f} MB)",
+            f"time         {self.load_seconds:.1f} s to load, "
+            f"{self.export_seconds:.1f} s to export",
         ]
         cert = self.certificate
         if cert is None:
             return "\n".join([*lines, "parity       not checked (verification was turned off)"])
+        worst = cert.worst_graph
         lines.append(
-            f"parity       worst graph {cert.worst_graph}: rms error {cert.graphs[cert.worst_graph].rms_ratio:.1e} "
+            f"parity       worst graph {worst}: rms error {cert.graphs[worst].rms_ratio:.1e} "
             f"of the reference's rms (limit {cert.rms_limit:.0e})"
         )
         lines.append(
-            f"tokens       {cert.agreement('argmax'):.2%} of the argmax and {cert.agreement('drawn'):.2%} "
-            f"of the drawn tokens as in float32 PyTorch, by {cert.token_engine}"
+            f"tokens       {cert.agreement('argmax'):.2%} of the argmax and "
+            f"{cert.agreement('drawn'):.2%} of the drawn tokens as in float32 PyTorch, "
+            f"by {cert.token_engine}"
         )
         if cert.not_run:
             reason = cert.graphs[cert.not_run[0]].not_run
@@ -113,11 +117,12 @@ def export_bundle(
 ) -> ExportReport:
     """Exports a checkpoint and its tokenizer to a bundle folder.
 
-    The bundle is written beside `out` and renamed at the end: whatever happens on the way, `out` stays
-    what it was, or absent.
+    The bundle is written beside `out` and renamed at the end: whatever happens on the way, `out`
+    stays what it was, or absent.
 
     Args:
-        checkpoints: one merged file or stage file, or the two stage files; see `hmar.checkpoint.load_hmar`.
+        checkpoints: one merged file or stage file, or the two stage files; see
+            `hmar.checkpoint.load_hmar`.
         vae: the tokenizer's file.
         out: the bundle folder; replaced if it is a bundle already.
         branch_layers, num_heads: for checkpoints whose keys do not tell; see `load_hmar`.
@@ -261,8 +266,9 @@ class _Writer:
         needed, free = self.weights.nbytes + DISK_MARGIN, shutil.disk_usage(self.folder).free
         if free < needed:
             raise OutputError(
-                f"{self.folder.parent}: no space left on the device: the bundle needs {needed / 1e6:.0f} MB, "
-                f"{free / 1e6:.0f} MB are free; free some or choose another --out"
+                f"{self.folder.parent}: no space left on the device: "
+                f"the bundle needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
+                "free some or choose another --out"
             )
 
     def _build_graphs(self) -> None:
@@ -362,7 +368,10 @@ def _check_target(out: Path) -> None:
 
 @contextlib.contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, removed whatever happens; disk errors become OutputError."""
+    """A temporary folder beside the target, removed whatever happens.
+
+    Disk errors become OutputError.
+    """
     prefix = f".{out.name}.partial-"
     for stale in out.parent.glob(f"{prefix}*"):
         if not _is_alive(stale.name.removeprefix(prefix).split("-")[0]):

@@ -1,4 +1,4 @@
-"""Published checkpoints to models: read safely, understood from keys and shapes, checked strictly."""
+"""Published checkpoint to model: read safely, understood from keys and shapes, checked strictly."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def load_hmar(
     """The transformer in a checkpoint, float32 on the CPU, in eval mode.
 
     Args:
-        paths: a merged HMAR file; or a next-scale stage file; or the next-scale and the masked stage
-            files, in any order, which are merged.
-        branch_layers: blocks per branch of stage files. By default the leading blocks that both stages
-            share tell; where they share none, 8 as in all published models, or half the depth if less.
+        paths: a merged HMAR file; or a next-scale stage file; or the next-scale and the masked
+            stage files, in any order, which are merged.
+        branch_layers: blocks per branch of stage files. By default the leading blocks that both
+            stages share tell; where they share none, 8 as in all published models, or half the
+            depth if less.
         num_heads: only for models without q/k L2 norm, whose keys do not tell; default width / 64.
 
     Raises:
@@ -104,8 +105,8 @@ def check_pair(model: HMAR, tokenizer: VQVAE) -> None:
     ):
         if ours != theirs:
             raise CheckpointValueError(
-                f"wrong tokenizer: its {what} is {theirs}, the transformer was trained with {ours}; "
-                "pass the tokenizer file that was published with this checkpoint"
+                f"wrong tokenizer: its {what} is {theirs}, the transformer was trained with "
+                f"{ours}; pass the tokenizer file that was published with this checkpoint"
             )
 
 
@@ -138,7 +139,8 @@ def read_checkpoint(path: Path, wanted: Sequence[Kind]) -> tuple[Kind, StateDict
         )
     expected = " or ".join(wanted)
     raise CheckpointReadError(
-        f"{path}: expected a checkpoint of kind {expected}, found {', '.join(found) or 'no tensors'}"
+        f"{path}: expected a checkpoint of kind {expected}, "
+        f"found {', '.join(found) or 'no tensors'}"
     )
 
 
@@ -158,7 +160,8 @@ def _read(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise CheckpointReadError(
             f"{path}: refused, since loading it would run code or it is not a checkpoint "
-            f"({str(error).splitlines()[0]}); a checkpoint must hold tensors and plain containers only"
+            f"({str(error).splitlines()[0]}); "
+            "a checkpoint must hold tensors and plain containers only"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointReadError(
@@ -215,7 +218,7 @@ def _kind(state: StateDict) -> Kind | None:
 def merge_stages(
     nsp: StateDict, mp: StateDict | None, branch_layers: int | None, name: str
 ) -> StateDict:
-    """State dict of a merged HMAR from the next-scale stage and, unless it is None, the masked stage."""
+    """State dict of a merged HMAR from the next-scale stage and, if given, the masked stage."""
     depth = _count(nsp, "blocks")
     n = branch_layers if branch_layers is not None else _infer_branch_layers(nsp, mp, depth)
     if not 0 <= n <= depth:
@@ -226,7 +229,8 @@ def merge_stages(
     if mp is not None:
         if _count(mp, "blocks") != depth:
             raise CheckpointValueError(
-                f"{name}: the next-scale stage has {depth} blocks, the masked stage {_count(mp, 'blocks')}"
+                f"{name}: the next-scale stage has {depth} blocks, "
+                f"the masked stage {_count(mp, 'blocks')}"
             )
         for key, tensor in mp.items():
             new = _merged_name(key, "mask", depth - n)
@@ -327,7 +331,8 @@ def _infer_patch_nums(state: StateDict, source: str) -> tuple[int, ...]:
         if sum(pn * pn for pn in patch_nums) == seq_len:
             return patch_nums
     raise CheckpointKeyError(
-        f"{source}: {seq_len} positions fit no published list of scales, and the key lvl_1L that tells is missing",
+        f"{source}: {seq_len} positions fit no published list of scales, "
+        "and the key lvl_1L that tells is missing",
         missing=("lvl_1L",),
     )
 
@@ -427,8 +432,8 @@ def _check_values(weights: StateDict, state: StateDict, source: str) -> None:
     if bad:
         more = f" and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
         raise CheckpointValueError(
-            f"{source}: weights that are not finite or beyond ±{MAX_ABS:g}: {', '.join(bad[:LISTED])}{more}; "
-            "the file is damaged or training diverged"
+            f"{source}: weights that are not finite or beyond ±{MAX_ABS:g}: "
+            f"{', '.join(bad[:LISTED])}{more}; the file is damaged or training diverged"
         )
     for name, tensor in state.items():
         if name.endswith("zero_k_bias") and tensor.any():

@@ -106,7 +106,7 @@ class HMARConfig:
 
     @property
     def attn_scale(self) -> float:
-        """Softmax scale: 1 with q/k L2 norm (the learned scale replaces it), else 0.25 / sqrt(d)."""
+        """Softmax scale: 1 with q/k L2 norm (a learned scale replaces it), else 0.25 / sqrt(d)."""
         return 1.0 if self.attn_l2_norm else 0.25 * self.head_dim**-0.5
 
     def scale_slices(self) -> tuple[slice, ...]:

@@ -93,7 +93,10 @@ class FFN(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block, modulated by six vectors: gamma1, gamma2, scale1, scale2, shift1, shift2."""
+    """One transformer block.
+
+    Modulated by six vectors: gamma1, gamma2, scale1, scale2, shift1, shift2.
+    """
 
     def __init__(self, config: HMARConfig) -> None:
         super().__init__()
@@ -124,7 +127,7 @@ class Block(nn.Module):
         attn_mask: Tensor | None = None,
         kv: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Returns the block's output (N, l, C) and its keys and values; arguments as in `Attention`."""
+        """The block's output (N, l, C), and its keys and values; arguments as in `Attention`."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = ada_N16C.unbind(2)
         attn_out, kv = self.attn(modulate(x_NlC, scale1, shift1, self.eps), attn_mask, kv)
         x_NlC = x_NlC + gamma1 * attn_out

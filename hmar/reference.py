@@ -92,7 +92,7 @@ def confidence(logits_BlV: Tensor, tokens_Bl: Tensor) -> Tensor:
 
 
 def guided_labels(model: HMAR, labels: Sequence[int]) -> Tensor:
-    """Labels of the guided batch, (2B,): the given ones (-1 = no class), then "no class" B times."""
+    """Labels of the guided batch (2B,): the given ones (-1 = no class), then "no class" B times."""
     none = model.config.num_classes
     return torch.tensor([none if y == -1 else y for y in labels] + [none] * len(labels))
 
@@ -186,17 +186,17 @@ def score(
     tokens: Sequence[Tensor],
     token_mask_BL: Tensor | None,
 ) -> dict[str, Tensor]:
-    """Teacher-forced logits of the heads over the whole pyramid, each scale attending within itself.
+    """Teacher-forced logits of the heads over the whole pyramid; each scale attends within itself.
 
     Args:
         labels: one class per image, -1 = no class.
         tokens: token maps of all scales, each (B, pn*pn).
-        token_mask_BL: boolean, True where the masked head does not see the token; scale 0 is ignored.
-            None = the next-scale head only.
+        token_mask_BL: boolean, True where the masked head does not see the token; scale 0 is
+            ignored. None = the next-scale head only.
 
     Returns:
-        `ns_logits`, `mask_logits` (B, L, V) and the maps behind them, `x_ns`, `x_mask` (B, L-1, Cvae);
-        without a token mask only the first of each.
+        `ns_logits`, `mask_logits` (B, L, V) and the maps behind them, `x_ns`, `x_mask`
+        (B, L-1, Cvae); without a token mask only the first of each.
     """
     none = model.config.num_classes
     cond_BC = model.cond(torch.tensor([none if y == -1 else y for y in labels]))

@@ -135,7 +135,8 @@ class Manifest:
                 return name
         at = "" if scale_idx is None else f" for scale {scale_idx}"
         raise ManifestError(
-            f"the bundle has no {kind!r} graph{at}; it has {sorted({g.kind for g in self.graphs.values()})}"
+            f"the bundle has no {kind!r} graph{at}; "
+            f"it has {sorted({g.kind for g in self.graphs.values()})}"
         )
 
     def to_json(self) -> str:
@@ -202,7 +203,8 @@ class Bundle:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != spec.sha256:
                 raise ChecksumError(
-                    f"{path}: altered (sha256 {digest[:12]}…, the manifest says {spec.sha256[:12]}…); {again}"
+                    f"{path}: altered (sha256 {digest[:12]}…, "
+                    f"the manifest says {spec.sha256[:12]}…); {again}"
                 )
 
 
@@ -210,7 +212,8 @@ def parse_manifest(text: str, source: str) -> Manifest:
     """A manifest from its JSON text.
 
     Raises:
-        ManifestError: unknown version, unknown or missing fields, wrong types, or paths that leave the bundle.
+        ManifestError: unknown version, unknown or missing fields, wrong types, or paths that leave
+            the bundle.
     """
     try:
         data = json.loads(text)

@@ -19,13 +19,14 @@ class SamplingConfig:
     """Settings of one generation.
 
     Attributes:
-        cfg: guidance strength, >= 0; logits are `(1+t) cond - t uncond` with `t = cfg * si / (S - 1)` in
-            next-scale passes and `t = cfg * 1e-6` in masked passes.
+        cfg: guidance strength, >= 0; logits are `(1+t) cond - t uncond` with
+            `t = cfg * si / (S - 1)` in next-scale passes and `t = cfg * 1e-6` in masked passes.
         top_k: keep the k largest logits; 0 = off.
         top_p: keep the smallest set of tokens with this probability mass, in [0, 1]; 0 = off.
         mask_schedule: one entry per scale, see `runtime.schedule`; None = no masked passes.
-        context: "scale" (each scale sees itself, as the model was trained) or "prefix" (next-scale passes
-            see all earlier scales too, as with a key-value cache; a benchmarking option without masks).
+        context: "scale" (each scale sees itself, as the model was trained) or "prefix" (next-scale
+            passes see all earlier scales too, as with a key-value cache; a benchmarking option
+            without masks).
     """
 
     cfg: float = 1.5
@@ -64,7 +65,8 @@ class SamplingConfig:
         """
         if self.top_k > model.vocab_size:
             raise ValueError(
-                f"top_k is {self.top_k}, the vocabulary has {model.vocab_size} entries; use 0 to keep all"
+                f"top_k is {self.top_k}, the vocabulary has {model.vocab_size} entries; "
+                "use 0 to keep all"
             )
         if self.mask_schedule is None:
             return None

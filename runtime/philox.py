@@ -49,7 +49,8 @@ def uniforms(
 
     Args:
         seed: 0 .. 2^64 - 1.
-        image_index: one per image, 0 .. 2^64 - 1; an image's numbers depend on nothing else of the batch.
+        image_index: one per image, 0 .. 2^64 - 1; an image's numbers depend on nothing else of the
+            batch.
         scale_idx: the scale.
         pass_idx: 0 = next-scale pass, j = j-th masked pass.
         length: tokens.

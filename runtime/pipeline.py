@@ -90,8 +90,9 @@ class Pipeline:
         Args:
             labels: one class per image, 0..num_classes - 1, or -1 = unconditional.
             seed: 0 .. 2^64 - 1.
-            image_index: names each image's random numbers, together with the seed; default 0, 1, 2, ….
-                An image depends on (label, seed, image_index, sampling) and on nothing else of the batch.
+            image_index: names each image's random numbers, together with the seed; default
+                0, 1, 2, …. An image depends on (label, seed, image_index, sampling) and on nothing
+                else of the batch.
             sampling: default: the published settings.
             draws: replaces the seed, for verification.
             on_scale: called after every scale, for every part of a split batch.
@@ -159,8 +160,8 @@ class Pipeline:
         Args:
             labels: one class per image, -1 = no class.
             tokens: token maps of all scales, each (B, pn*pn), as from `encode`.
-            token_mask: boolean (B, L), True where the masked head does not see the token; default: all
-                tokens after scale 0.
+            token_mask: boolean (B, L), True where the masked head does not see the token; default:
+                all tokens after scale 0.
 
         Raises:
             ValueError: labels, shapes or tokens are out of range.
@@ -169,7 +170,8 @@ class Pipeline:
         lengths = [pn * pn for pn in model.patch_nums]
         if [t.shape for t in tokens] != [(len(rows), n) for n in lengths]:
             raise ValueError(
-                f"tokens must be maps of {lengths} tokens for {len(rows)} images, got {[t.shape for t in tokens]}"
+                f"tokens must be maps of {lengths} tokens for {len(rows)} images, "
+                f"got {[t.shape for t in tokens]}"
             )
         packed = np.concatenate(tokens, axis=1).astype(np.int32)
         if packed.min() < 0 or packed.max() >= model.vocab_size:

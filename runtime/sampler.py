@@ -24,9 +24,9 @@ def guide(raw_2BlV: np.ndarray, t: float) -> np.ndarray:
 def truncate(logits_BlV: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
     """Logits with everything outside top-k, and then outside the nucleus, set to -inf.
 
-    top_k: every logit below the k-th largest goes; equal ones stay. top_p: in ascending order (stable),
-    with float32 probabilities accumulated, every entry whose mass so far is <= 1 - top_p goes, but never
-    the last one.
+    top_k: every logit below the k-th largest goes; equal ones stay. top_p: in ascending order
+    (stable), with float32 probabilities accumulated, every entry whose mass so far is <= 1 - top_p
+    goes, but never the last one.
     """
     logits = logits_BlV.copy()
     V = logits.shape[-1]
@@ -68,6 +68,6 @@ def confidence(p_BlV: np.ndarray, tokens_Bl: np.ndarray) -> np.ndarray:
 
 
 def least_confident(confidence_Bn: np.ndarray, candidates_Bn: np.ndarray, count: int) -> np.ndarray:
-    """The `count` least confident candidates, least confident first; equal ones in the given order."""
+    """The `count` least confident candidates, lowest first; equal ones in the given order."""
     order = np.argsort(confidence_Bn, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(candidates_Bn, order, axis=1)

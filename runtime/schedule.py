@@ -1,8 +1,8 @@
 """Mask schedules: which tokens of a scale are predicted again, in how many passes.
 
 A schedule has one entry per scale, `[n0, n1, ..., nm]`: pass j of m re-predicts the
-`n_j + ... + n_m` least confident tokens of those that pass j - 1 re-predicted. An entry of fewer than
-two numbers means no masked pass; the first scale never has one. More than pn² means all.
+`n_j + ... + n_m` least confident tokens of those that pass j - 1 re-predicted. An entry of fewer
+than two numbers means no masked pass; the first scale never has one. More than pn² means all.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def check_schedule(schedule: Sequence[Sequence[int]], patch_nums: Sequence[int])
     """The schedule as tuples.
 
     Raises:
-        ValueError: it is shorter than the number of scales or holds anything but counts. Entries after
-            the last scale are ignored.
+        ValueError: it is shorter than the number of scales or holds anything but counts. Entries
+            after the last scale are ignored.
     """
     if isinstance(schedule, str) or not isinstance(schedule, Sequence):
         raise ValueError(f"mask_schedule must be a list of lists of token counts, got {schedule!r}")
@@ -52,14 +52,17 @@ def check_schedule(schedule: Sequence[Sequence[int]], patch_nums: Sequence[int])
             )
         if len(entry) > MAX_PASSES:
             raise ValueError(
-                f"mask_schedule[{k}] has {len(entry) - 1} masked passes, at most {MAX_PASSES - 1} are allowed"
+                f"mask_schedule[{k}] has {len(entry) - 1} masked passes, "
+                f"at most {MAX_PASSES - 1} are allowed"
             )
         checked.append(tuple(entry))
     return tuple(checked)
 
 
-def parse_schedule(text: str, default: Schedule | None) -> Schedule | None:
+def parse_schedule(text: str, default: Schedule | None) -> Sequence[Sequence[int]] | None:
     """A schedule from the command line: `default`, `none`, JSON, or the path of a JSON file.
+
+    What comes from JSON is a list; `check_schedule` looks into it.
 
     Raises:
         ValueError: the text is none of these.
@@ -73,7 +76,8 @@ def parse_schedule(text: str, default: Schedule | None) -> Schedule | None:
         schedule = json.loads(source)
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"schedule {text!r} is neither 'default', 'none' nor JSON such as [[1],[1,3],…] ({error})"
+            f"schedule {text!r} is neither 'default', 'none' nor JSON such as [[1],[1,3],…] "
+            f"({error})"
         ) from error
     if schedule is not None and not isinstance(schedule, list):
         raise ValueError(f"schedule must be a list with one list per scale, got {schedule!r}")

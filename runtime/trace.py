@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-HALVES = (
-    "_raw",
-)  # arrays of the guided batch: all conditional rows first, then all unconditional ones
+# arrays of the guided batch: all conditional rows first, then all unconditional ones
+HALVES = ("_raw",)
 
 
 class Trace:
@@ -32,8 +32,9 @@ class Trace:
 
     def save(self, path: Path) -> None:
         """Writes the arrays to an `.npz` file."""
+        arrays: dict[str, Any] = self.arrays()  # Any, since NumPy's keywords include a bool
         with path.open("wb") as file:  # np.savez would add a suffix to other names
-            np.savez_compressed(file, **self.arrays())
+            np.savez_compressed(file, **arrays)
 
 
 def _join(name: str, chunks: list[np.ndarray]) -> np.ndarray:

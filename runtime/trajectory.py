@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ class ScaleEvent:
         num_scales: of the model.
         images: positions of these images in the request.
         tokens: final tokens of this scale, (B, pn*pn) int32.
-        preview: decodes the reconstruction so far to uint8 images (B, H, W, 3); takes time only if called.
+        preview: decodes the reconstruction so far to uint8 images (B, H, W, 3); takes time only if
+            called.
     """
 
     scale_idx: int
@@ -104,12 +106,15 @@ class Trajectory:
                     num_scales=S,
                     images=self.images,
                     tokens=tokens,
-                    preview=lambda f_hat=f_hat: to_uint8(decode(self.runner, f_hat)),
+                    preview=partial(self._preview, f_hat),
                 )
             )
         image = decode(self.runner, f_hat)
         self.record("image", image)
         return image
+
+    def _preview(self, f_hat: Any) -> np.ndarray:
+        return to_uint8(decode(self.runner, f_hat))
 
     def _predict(self, k: int, pn: int) -> np.ndarray:
         """Final tokens (B, pn*pn) of one scale: the next-scale pass, then its masked passes."""

@@ -1,8 +1,8 @@
 """Export an HMAR checkpoint and its tokenizer to an ONNX bundle.
 
 The checkpoint may be one merged HMAR file, one next-scale stage file, or the pair of stage files
-(next-scale and masked, in any order). All sizes are read from the keys. The bundle holds one graph per
-scale step, one shared weights file, a manifest and a parity certificate.
+(next-scale and masked, in any order). All sizes are read from the keys. The bundle holds one graph
+per scale step, one shared weights file, a manifest and a parity certificate.
 
 example:
   python scripts/export.py --ckpt hmar-d16.pth --vae vae_ch160v4096z32.pth --out bundles/hmar-d16

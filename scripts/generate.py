@@ -161,7 +161,8 @@ def main() -> None:
     if trace is not None:
         trace.save(args.trace)
     print(
-        f"{args.out.resolve()}: {len(images)} images of {images.shape[1]} px, {seconds:.1f} s on {backend}"
+        f"{args.out.resolve()}: {len(images)} images of {images.shape[1]} px, "
+        f"{seconds:.1f} s on {backend}"
     )
 
 

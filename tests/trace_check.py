@@ -18,7 +18,10 @@ CLOSE = {
     "h_in": 1e-6,
     "conf": 2e-5,
 }
-"""Largest absolute errors, from tests/golden/hmar/README.md; guidance adds up three logits' errors."""
+"""Largest absolute errors, from tests/golden/hmar/README.md.
+
+Guidance adds up three logits' errors.
+"""
 
 
 def compare_trace(
@@ -26,8 +29,8 @@ def compare_trace(
 ) -> None:
     """Fails at the first array, in order of generation, that differs from the golden trace.
 
-    Every array of the golden trace that `ours` has is compared; tokens and images must be there. `slack`
-    widens the limits on numbers, for maps of a larger range than the tiny case's.
+    Every array of the golden trace that `ours` has is compared; tokens and images must be there.
+    `slack` widens the limits on numbers, for maps of a larger range than the tiny case's.
     """
     compared = set()
     for name, ref in golden.items():

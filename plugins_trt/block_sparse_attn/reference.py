@@ -26,7 +26,7 @@ def block_sparse_attention(
     pattern: Pattern = "block_diagonal",
     qk_l2_norm: bool = False,
 ) -> Tensor:
-    """Attention output (B, T, H * d); arguments as in `spec`. Computes in float32 (float64 stays)."""
+    """Attention output (B, T, H * d); arguments as in `spec`. Done in float32 (float64 stays)."""
     B, T, _, H, d = qkv.shape
     q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).permute(
         2, 0, 3, 1, 4

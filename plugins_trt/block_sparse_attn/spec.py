@@ -5,8 +5,8 @@ Inputs:
     cu_seqlens  (S + 1,)         int32; block s holds positions cu_seqlens[s] .. cu_seqlens[s+1] - 1
                                  of every row. Starts with 0, never decreases, ends with T; empty
                                  blocks are allowed.
-    scale_mul   (H,)             float32; factor on the attention logits of each head. Present if and
-                                 only if `qk_l2_norm` is 1.
+    scale_mul   (H,)             float32; factor on the attention logits of each head. Present if
+                                 and only if `qk_l2_norm` is 1.
 Output:
     o           (B, T, H * d)    dtype of qkv; heads merged.
 
@@ -70,7 +70,8 @@ def check_shapes(
         raise ValueError(f"{OP_NAME}: qkv must be (B, T, 3, H, d), got {tuple(qkv)}")
     if len(cu_seqlens) != 1 or cu_seqlens[0] < 2:
         raise ValueError(
-            f"{OP_NAME}: cu_seqlens must be (S + 1,) with at least one block, got {tuple(cu_seqlens)}"
+            f"{OP_NAME}: cu_seqlens must be (S + 1,) with at least one block, "
+            f"got {tuple(cu_seqlens)}"
         )
     if (scale_mul is not None) != qk_l2_norm:
         raise ValueError(

@@ -48,7 +48,10 @@ def _(
 def attend(
     qkv: Tensor, cu_seqlens: Tensor, scale_mul: Tensor | None, attributes: spec.Attributes
 ) -> Tensor:
-    """Attention output (B, T, H * d). Under torch.export it becomes one node of the op, for torch.onnx."""
+    """Attention output (B, T, H * d).
+
+    Under torch.export it becomes one node of the op, for torch.onnx.
+    """
     if not torch.compiler.is_exporting():
         return block_sparse_attention(
             qkv,

@@ -53,4 +53,5 @@ class StepRunner(ABC):
         """A value on the host."""
 
     def close(self) -> None:
-        """Frees the library's resources; the runner cannot be used afterwards."""
+        """Frees the library's resources, if it holds any; the runner cannot be used afterwards."""
+        return None

@@ -56,11 +56,12 @@ def choose_backend(name: str) -> str:
 class OnnxRuntimeRunner(StepRunner):
     """One session per graph, made when it is first used; all share one copy of the weights.
 
-    The weights file is memory-mapped and its tensors are given to every session as initializers. ONNX
-    Runtime's own repacked copies are switched off: they would cost one copy of the weights per graph.
+    The weights file is memory-mapped and its tensors are given to every session as initializers.
+    ONNX Runtime's own repacked copies are switched off: they would cost one copy of the weights per
+    graph.
 
-    The CPU provider computes float16 graphs in float32, from a float32 copy of the weights per session.
-    There, the transformer passes of all scales go through the two scale-generic trunks.
+    The CPU provider computes float16 graphs in float32, from a float32 copy of the weights per
+    session. There, the transformer passes of all scales go through the two scale-generic trunks.
     """
 
     def __init__(self, bundle: Bundle, config: BackendConfig) -> None:
@@ -68,9 +69,10 @@ class OnnxRuntimeRunner(StepRunner):
         self._ort = import_onnxruntime()
         self._name = choose_backend(config.name)
         provider = PROVIDERS[self._name]
-        if provider not in self._ort.get_available_providers():
+        available = self._ort.get_available_providers()
+        if provider not in available:
             raise BackendUnavailableError(
-                f"backend {self._name}: this ONNX Runtime offers {self._ort.get_available_providers()}; "
+                f"backend {self._name}: this ONNX Runtime offers {available}; "
                 "pip install onnxruntime-gpu, or use the backend ort-cpu"
             )
         self._providers = (
@@ -126,7 +128,10 @@ class OnnxRuntimeRunner(StepRunner):
 
     def _hint(self) -> str:
         if self.manifest.precision == "bf16" and self._name == "ort-cpu":
-            return "; ONNX Runtime's CPU provider lacks bfloat16 kernels: use a GPU, or export with --precision fp32"
+            return (
+                "; ONNX Runtime's CPU provider lacks bfloat16 kernels: "
+                "use a GPU, or export with --precision fp32"
+            )
         return ""
 
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
@@ -145,7 +150,7 @@ class OnnxRuntimeRunner(StepRunner):
             raise BackendError(f"graph {graph}: backend {self._name} failed: {error}") from error
 
     def _run_trunk(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
-        """A step as its embedding and the trunk of its kind: the same operations in two sessions."""
+        """A step as its embedding and its kind's trunk: the same operations in two sessions."""
         spec, patch_nums = self.manifest.graphs[graph], self.manifest.model.patch_nums
         assert spec.scale_idx is not None
         length = patch_nums[spec.scale_idx] ** 2

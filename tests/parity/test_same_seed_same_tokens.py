@@ -1,4 +1,4 @@
-"""One image depends on its label, seed and index alone: not on the batch, its slot or the backend."""
+"""An image depends on its label, seed and index alone: not on batch, slot or backend."""
 
 from __future__ import annotations
 

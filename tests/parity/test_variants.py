@@ -1,4 +1,4 @@
-"""Architecture options without golden traces: bundle against the PyTorch reference, free-running."""
+"""Architecture options without golden traces: bundle against PyTorch reference, free-running."""
 
 from __future__ import annotations
 
