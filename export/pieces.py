@@ -216,6 +216,14 @@ class Pieces:
 
 
 @lru_cache(maxsize=4)
+def pieces_for(
+    model: HMARConfig, tokenizer: TokenizerConfig, dtype: torch.dtype, opset: int
+) -> Pieces:
+    """Pieces of a model, kept for further exports of models of the same sizes."""
+    return Pieces(model, tokenizer, dtype, opset)
+
+
+@lru_cache(maxsize=4)
 def trace_decoder(config: TokenizerConfig, side: int, dtype: torch.dtype, opset: int) -> ir.Graph:
     """Graph of `modules.Decode`; the weights are inputs, named as in the tokenizer."""
     vae = _shapes_only(config)

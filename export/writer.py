@@ -20,7 +20,7 @@ import onnx_ir as ir
 from export.config import DTYPES, ExportConfig
 from export.errors import ExportError, GraphError, OutputError
 from export.graphs import GraphBuilder
-from export.pieces import Pieces
+from export.pieces import pieces_for
 from export.steps import DTYPE_NAMES, Catalogue, StepSpec
 from export.tensors import lay_out
 from export.torch_steps import TorchSteps
@@ -272,7 +272,7 @@ class _Writer:
             )
 
     def _build_graphs(self) -> None:
-        pieces = Pieces(
+        pieces = pieces_for(
             self.model.config, self.tokenizer.config, self.config.dtype, self.config.opset
         )
         builder = GraphBuilder(self.model.config, pieces, self.weights, self.config.opset)

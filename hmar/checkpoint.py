@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 import re
@@ -121,6 +122,7 @@ def read_checkpoint(path: Path, wanted: Sequence[Kind]) -> tuple[Kind, StateDict
     path = Path(path)
     if not path.is_file():
         raise CheckpointReadError(f"{path}: no such file")
+    _check_sidecar(path)
     found = []
     for label, state in _state_dicts(_read(path)):
         state = _strip_prefixes(state)
@@ -167,6 +169,20 @@ def _read(path: Path) -> object:
         raise CheckpointReadError(
             f"{path}: damaged or not a checkpoint ({error}); download it again"
         ) from error
+
+
+def _check_sidecar(path: Path) -> None:
+    """Compares a file with the `FILE.sha256` beside it, in sha256sum's format, if there is one."""
+    sidecar = path.with_name(f"{path.name}.sha256")
+    if not sidecar.is_file():
+        return
+    expected = sidecar.read_text(encoding="utf-8", errors="replace").split()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not expected or expected[0].lower() != digest:
+        raise CheckpointReadError(
+            f"{path}: sha256 is {digest}, {sidecar.name} says {expected[:1]}; download it again"
+        )
 
 
 def _check_archive(path: Path) -> None:

@@ -14,11 +14,11 @@ from runtime.sampler import draw_argmax, draw_inverse_cdf
 
 
 class Draws(Protocol):
-    """Chooses tokens of one pass; `for_images` narrows it to a part of the batch."""
+    """Chooses tokens of a pass; `for_images` narrows it to a part of a batch of `total` images."""
 
     def __call__(self, scale_idx: int, pass_idx: int, p_BlV: np.ndarray) -> np.ndarray: ...
 
-    def for_images(self, images: slice) -> Draws: ...
+    def for_images(self, images: slice, total: int) -> Draws: ...
 
 
 class SeededDraws:
@@ -36,7 +36,7 @@ class SeededDraws:
         u = uniforms(self.seed, self.image_index, scale_idx, pass_idx, p_BlV.shape[1])
         return draw_inverse_cdf(p_BlV, u)
 
-    def for_images(self, images: slice) -> SeededDraws:
+    def for_images(self, images: slice, total: int) -> SeededDraws:
         return SeededDraws(self.seed, self.image_index[images])
 
 
@@ -46,7 +46,7 @@ class ArgmaxDraws:
     def __call__(self, scale_idx: int, pass_idx: int, p_BlV: np.ndarray) -> np.ndarray:
         return draw_argmax(p_BlV)
 
-    def for_images(self, images: slice) -> ArgmaxDraws:
+    def for_images(self, images: slice, total: int) -> ArgmaxDraws:
         return self
 
 
@@ -89,5 +89,10 @@ class RecordedDraws:
             raise ValueError(f"{self.source}: {name} has values outside [0, 1)")
         return draw_inverse_cdf(p_BlV, u.astype(np.float64))
 
-    def for_images(self, images: slice) -> RecordedDraws:
+    def for_images(self, images: slice, total: int) -> RecordedDraws:
+        for name, u in self.recorded.items():
+            if len(u) != total:
+                raise ValueError(
+                    f"{self.source}: {name} is for {len(u)} images, got {total} labels"
+                )
         return RecordedDraws({n: u[images] for n, u in self.recorded.items()}, self.source)

@@ -118,7 +118,7 @@ class Pipeline:
                 rows[part],
                 sampling,
                 schedule,
-                draws.for_images(part),
+                draws.for_images(part, len(rows)),
                 record=trace,
                 on_scale=on_scale,
                 images=part,

@@ -24,8 +24,15 @@ FILES = {"tiny": ("hmar", "vae"), "tiny_stages": ("nsp", "mp", "vae"), "d16_256"
 
 def parse_args() -> argparse.Namespace:
     p = parser(__doc__)
-    p.add_argument("--case", choices=FILES, default="tiny", help="golden case; d16_256 takes 2.3 GB and a minute")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the .pth files to")
+    p.add_argument(
+        "--case",
+        choices=FILES,
+        default="tiny",
+        help="golden case; d16_256 takes 2.3 GB and a minute",
+    )
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write the .pth files to"
+    )
     return p.parse_args()
 
 

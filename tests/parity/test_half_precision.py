@@ -49,7 +49,9 @@ def test_fp16_error_is_within_twice_pytorchs(fp16_bundle: Path) -> None:
     lay_out(weights, model, case.tokenizer, torch.float16)
     label_N = reference.guided_labels(model, golden["tf_labels"].tolist()).int()
     map_Nlc = torch.from_numpy(golden["tf_s1_next"]).flatten(2).transpose(1, 2).repeat(2, 1, 1)
-    half = TorchSteps(model.config, weights).logits("ns", {"map": map_Nlc}, label_N, model.config.scale_slices()[k])
+    half = TorchSteps(model.config, weights).logits(
+        "ns", {"map": map_Nlc}, label_N, model.config.scale_slices()[k]
+    )
     with Pipeline.load(fp16_bundle, "ort-cpu") as pipeline:
         runner = pipeline.runner
         feeds = {**condition(runner, label_N.tolist()), "map": map_Nlc.numpy()}
@@ -70,5 +72,8 @@ def test_bf16_says_what_the_cpu_provider_cannot_run(tmp_path: Path) -> None:
     assert "same modules in bf16" in report["token_engine"]
     tokens = report["tokens"]
     assert sum(t["argmax_equal"] for t in tokens) / sum(t["compared"] for t in tokens) > 0.9
-    with Pipeline.load(bundle, "ort-cpu") as pipeline, pytest.raises(BackendError, match="lacks bfloat16 kernels"):
+    with (
+        Pipeline.load(bundle, "ort-cpu") as pipeline,
+        pytest.raises(BackendError, match="lacks bfloat16 kernels"),
+    ):
         pipeline.generate([1])

@@ -41,11 +41,15 @@ def files(case: Case, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
 def run(script: str, *arguments: object) -> str:
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, f"scripts/{script}", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, f"scripts/{script}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(f"\n{script}: {time.perf_counter() - start:.1f} s, peak of all runs so far {peak / 1e6:.2f} GB\n{done.stdout}")
+    seconds = time.perf_counter() - start
+    print(f"\n{script}: {seconds:.1f} s, peak so far {peak / 1e6:.2f} GB\n{done.stdout}")
     return done.stdout
 
 
@@ -81,11 +85,15 @@ def test_trace_is_token_identical(case: Case, bundle: Path, tmp_path: Path, name
                 np.testing.assert_array_equal(ours[key], golden[key], err_msg=key)
             if f"{draw}_idx_to_mask" in golden:
                 key = f"{draw}_idx_to_mask"
-                np.testing.assert_array_equal(np.sort(ours[key], 1), np.sort(golden[key], 1), err_msg=key)
+                np.testing.assert_array_equal(
+                    np.sort(ours[key], 1), np.sort(golden[key], 1), err_msg=key
+                )
         for k in range(len(case.config["patch_nums"])):
             # the reference's own float32 run is 2.7e-6 from float64 here ("stability" in the JSON)
             assert np.abs(ours[f"s{k}_f_hat"] - golden[f"s{k}_f_hat"]).max() < 6e-6
-        assert np.abs(ours["image"] - golden["image_f16"].astype(np.float32)).max() < 1e-3  # float16 steps
+        assert (
+            np.abs(ours["image"] - golden["image_f16"].astype(np.float32)).max() < 1e-3
+        )  # float16 steps
 
 
 def test_modules(case: Case) -> None:
@@ -98,13 +106,20 @@ def test_modules(case: Case) -> None:
     golden, model = case.modules, case.model
     x, cond = (torch.from_numpy(golden[n]) for n in ("block_x", "block_cond"))
     with torch.no_grad():
-        for key in [k for k in golden if k.startswith("block_") and k.endswith("_out") and "pyramid" not in k]:
+        for key in [
+            k
+            for k in golden
+            if k.startswith("block_") and k.endswith("_out") and "pyramid" not in k
+        ]:
             name = key.removeprefix("block_").removesuffix("_out")
             if name.endswith(("_attn", "_ffn")):
                 continue
             block = model.get_submodule(name)
             assert_close(name, golden[key], block(x, block.modulation(cond))[0], rms_ratio=5e-6)
-    tokens = [torch.from_numpy(golden[f"tf_s{k}_tokens"]).long() for k in range(len(case.config["patch_nums"]))]
+    tokens = [
+        torch.from_numpy(golden[f"tf_s{k}_tokens"]).long()
+        for k in range(len(case.config["patch_nums"]))
+    ]
     mask = torch.zeros(tokens[0].shape[0], case.config["L"], dtype=torch.bool)
     mask[:, torch.from_numpy(golden["pyr_idx_to_mask"]).long() + 1] = True
     scores = reference.score(model, case.tokenizer, golden["tf_labels"].tolist(), tokens, mask)
@@ -112,4 +127,9 @@ def test_modules(case: Case) -> None:
         logits = scores[f"{branch}_logits"]
         flipped = logits.argmax(-1).numpy() != golden[f"pyr_{branch}_argmax"]
         assert golden[f"pyr_{branch}_gap"][flipped].max(initial=0) < 1e-4
-        assert_close(f"gap {branch}", golden[f"pyr_{branch}_gap"], -torch.diff(logits.topk(2).values)[..., 0], rms_ratio=1e-4)
+        assert_close(
+            f"gap {branch}",
+            golden[f"pyr_{branch}_gap"],
+            -torch.diff(logits.topk(2).values)[..., 0],
+            rms_ratio=1e-4,
+        )

@@ -47,13 +47,16 @@ def allowed(name: str, package: str) -> bool:
 def test_package_imports_what_it_may(package: str) -> None:
     files = list((ROOT / package).rglob("*.py"))
     assert files
-    wrong = {f"{f.relative_to(ROOT)}: {n}" for f in files for n in imported(f) if not allowed(n, package)}
+    wrong = {
+        f"{f.relative_to(ROOT)}: {n}" for f in files for n in imported(f) if not allowed(n, package)
+    }
     assert not wrong
 
 
 def test_runtime_needs_numpy_only() -> None:
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnx', 'onnxruntime', 'PIL'], None));"
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['torch', 'onnx', 'onnxruntime', 'PIL'], None))\n"
         "import runtime, runtime.pipeline, runtime.trace, runtime.backends.onnxrt"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -67,5 +70,7 @@ def test_asking_for_onnxruntime_where_it_is_missing() -> None:
         "try: choose_backend('auto')\n"
         "except BackendUnavailableError as e: print(e)"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True
+    )
     assert "pip install onnxruntime" in done.stdout

@@ -28,7 +28,9 @@ def test_tensors_are_written_where_they_were_placed(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert written["brain"] == len(data) == weights.nbytes
     for name, entry in weights.entries.items():
-        raw = torch.frombuffer(bytearray(data[entry.offset : entry.offset + entry.nbytes]), dtype=entry.dtype)
+        raw = torch.frombuffer(
+            bytearray(data[entry.offset : entry.offset + entry.nbytes]), dtype=entry.dtype
+        )
         expected = tensors["odd"][1:3] if name == "rows" else tensors[name]
         assert torch.equal(raw.view(entry.shape), expected.to(entry.dtype)), name
     assert weights.entries["large"].offset % PAGE == 0

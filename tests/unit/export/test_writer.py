@@ -43,8 +43,14 @@ def export(files: Files, out: Path, *, verify: bool = False) -> None:
 
 def test_every_file_is_in_the_manifest(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
-    listed = {g.file for g in manifest.graphs.values()} | {"graphs/weights.bin", "certificate.json", "manifest.json"}
-    assert {str(f.relative_to(tiny_bundle)) for f in tiny_bundle.rglob("*") if f.is_file()} == listed
+    listed = {g.file for g in manifest.graphs.values()} | {
+        "graphs/weights.bin",
+        "certificate.json",
+        "manifest.json",
+    }
+    assert {
+        str(f.relative_to(tiny_bundle)) for f in tiny_bundle.rglob("*") if f.is_file()
+    } == listed
     assert [s.file for s in manifest.sources] == ["hmar.pth", "vae.pth"]
 
 
@@ -52,8 +58,18 @@ def test_one_graph_per_scale_step(tiny_bundle: Path) -> None:
     graphs = set(Bundle.open(tiny_bundle).manifest.graphs)
     scales = [(0, 1), (1, 2), (2, 3), (3, 4)]
     expected = {f"{kind}_s{k:02d}_pn{pn:02d}" for kind in ("ns", "quant") for k, pn in scales}
-    expected |= {f"{kind}_s{k:02d}_pn{pn:02d}" for kind in ("mask", "mask_input") for k, pn in scales[1:]}
-    expected |= {"cond", "embed_first", "embed_ns", "embed_mask", "ns_trunk", "mask_trunk", "ns_prefix"}
+    expected |= {
+        f"{kind}_s{k:02d}_pn{pn:02d}" for kind in ("mask", "mask_input") for k, pn in scales[1:]
+    }
+    expected |= {
+        "cond",
+        "embed_first",
+        "embed_ns",
+        "embed_mask",
+        "ns_trunk",
+        "mask_trunk",
+        "ns_prefix",
+    }
     assert graphs == expected | {"decode", "encode", "score"}
 
 
@@ -69,7 +85,9 @@ def test_graphs_share_the_weights_file(tiny_bundle: Path) -> None:
                 assert external["location"] == "weights.bin"
                 assert int(external["offset"]) == manifest.tensors[tensor.name].offset
                 used.add(tensor.name)
-    assert used == set(manifest.tensors), "every stored tensor is used, and every used one is in the manifest"
+    assert used == set(manifest.tensors), (
+        "every stored tensor is used, and every used one is in the manifest"
+    )
 
 
 def test_every_attention_is_the_op_with_its_body(tiny_bundle: Path) -> None:
@@ -100,7 +118,9 @@ def test_certificate_says_what_was_compared(tiny_bundle: Path) -> None:
     assert {(t["kind"], t["scale_idx"]) for t in certificate["tokens"]} == {
         *(("ns", k) for k in range(4)), *(("mask", k) for k in range(1, 4)),
     }  # fmt: skip
-    assert all(t["argmax_equal"] == t["drawn_equal"] == t["compared"] for t in certificate["tokens"])
+    assert all(
+        t["argmax_equal"] == t["drawn_equal"] == t["compared"] for t in certificate["tokens"]
+    )
 
 
 # --- parity ------------------------------------------------------------------------------------
@@ -111,7 +131,9 @@ def test_verify_passes_again(tiny_bundle: Path, files: Files) -> None:
     assert "ns_s03_pn04" in table and "100.00%" in table
 
 
-def test_another_checkpoint_of_the_same_sizes_fails(tiny_bundle: Path, files: Files, tmp_path: Path) -> None:
+def test_another_checkpoint_of_the_same_sizes_fails(
+    tiny_bundle: Path, files: Files, tmp_path: Path
+) -> None:
     other = tmp_path / "other.pth"
     torch.save(state_dict("hmar", Case("tiny").config, 99), other)
     with pytest.raises(ParityError, match="graph cond, cond: rms error ratio") as caught:
@@ -119,11 +141,17 @@ def test_another_checkpoint_of_the_same_sizes_fails(tiny_bundle: Path, files: Fi
     assert caught.value.graph == "cond" and caught.value.rms_ratio > caught.value.limit
 
 
-def test_a_wrong_graph_means_no_bundle(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_graph_means_no_bundle(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = WeightsFile.add
 
-    def swapped(self: WeightsFile, name: str, dtype: torch.dtype, shape: tuple[int, ...], load) -> None:  # type: ignore[no-untyped-def]
-        real(self, name, dtype, shape, (lambda: load() * 1.01) if name == "ns_head.weight" else load)
+    def swapped(
+        self: WeightsFile, name: str, dtype: torch.dtype, shape: tuple[int, ...], load
+    ) -> None:  # type: ignore[no-untyped-def]
+        real(
+            self, name, dtype, shape, (lambda: load() * 1.01) if name == "ns_head.weight" else load
+        )
 
     monkeypatch.setattr(WeightsFile, "add", swapped)
     with pytest.raises(ParityError, match="logits"):
@@ -131,7 +159,7 @@ def test_a_wrong_graph_means_no_bundle(files: Files, tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-# --- the target folder -----------------------------------------------------------------------------
+# --- the target folder ---------------------------------------------------------------------
 
 
 def test_an_old_bundle_is_replaced(files: Files, tmp_path: Path) -> None:
@@ -156,7 +184,9 @@ def test_parent_folder_is_missing(files: Files, tmp_path: Path) -> None:
         export(files, tmp_path / "a" / "b")
 
 
-def test_too_little_space_is_seen_before_any_work(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_seen_before_any_work(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda path: usage(1, 1, 1000))
     with pytest.raises(OutputError, match="no space left on the device: the bundle needs"):
@@ -164,7 +194,9 @@ def test_too_little_space_is_seen_before_any_work(files: Files, tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_disk_fills_up_while_weights_are_written(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_fills_up_while_weights_are_written(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "bundle"
     export(files, out)
     before = (out / "manifest.json").read_bytes()
@@ -191,8 +223,18 @@ def test_a_full_disk_for_real(files: Files, tmp_path: Path) -> None:
         "sys.argv = ['export.py', *sys.argv[1:]]\n"
         "import runpy; runpy.run_path('scripts/export.py', run_name='__main__')\n"
     )
-    arguments = ["--ckpt", str(files.ckpt[0]), "--vae", str(files.vae), "--out", str(tmp_path / "bundle"), "--no-verify"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    arguments = [
+        "--ckpt",
+        str(files.ckpt[0]),
+        "--vae",
+        str(files.vae),
+        "--out",
+        str(tmp_path / "bundle"),
+        "--no-verify",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "cannot write the bundle" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -201,7 +243,16 @@ def test_a_full_disk_for_real(files: Files, tmp_path: Path) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["term", "kill"])
 def test_a_killed_export_leaves_nothing(files: Files, tmp_path: Path, signum: int) -> None:
     out = tmp_path / "bundle"
-    command = [sys.executable, "scripts/export.py", "--ckpt", str(files.ckpt[0]), "--vae", str(files.vae), "--out", str(out)]
+    command = [
+        sys.executable,
+        "scripts/export.py",
+        "--ckpt",
+        str(files.ckpt[0]),
+        "--vae",
+        str(files.vae),
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".bundle.partial-*/graphs/*.onnx")):
@@ -235,5 +286,11 @@ def test_weights_hold_the_checkpoints_values(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     data = np.memmap(tiny_bundle / manifest.weights.file, mode="r")
     spec = manifest.tensors["base_blocks.1.fc2.weight"]
-    stored = data[spec.offset : spec.offset + 4 * spec.shape[0] * spec.shape[1]].view(np.float32).reshape(spec.shape)
-    np.testing.assert_array_equal(stored, Case("tiny").model.base_blocks[1].ffn.fc2.weight.detach().numpy().T)
+    stored = (
+        data[spec.offset : spec.offset + 4 * spec.shape[0] * spec.shape[1]]
+        .view(np.float32)
+        .reshape(spec.shape)
+    )
+    np.testing.assert_array_equal(
+        stored, Case("tiny").model.base_blocks[1].ffn.fc2.weight.detach().numpy().T
+    )

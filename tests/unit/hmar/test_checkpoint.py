@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -14,7 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hmar.checkpoint import check_pair, infer_hmar_config, infer_tokenizer_config, load_hmar, load_tokenizer
+from hmar.checkpoint import (
+    check_pair,
+    infer_hmar_config,
+    infer_tokenizer_config,
+    load_hmar,
+    load_tokenizer,
+)
 from hmar.config import PRESETS, preset_name
 from hmar.errors import CheckpointKeyError, CheckpointReadError, CheckpointValueError
 from hmar.hmar import HMAR
@@ -47,7 +54,9 @@ def layout(name: str) -> State:
     state = {k: torch.empty(shape, device="meta") for k, (shape, _) in data["state_dict"].items()}
     if "lvl_1L" in state:
         counts = [pn * pn for pn in data["config"]["patch_nums"]]
-        state["lvl_1L"] = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))[None]
+        state["lvl_1L"] = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))[
+            None
+        ]
     return state
 
 
@@ -84,7 +93,9 @@ def test_sizes_are_inferred(tmp_path: Path, variant: str) -> None:
     case = tiny_variant(variant)
     model = load_hmar([write_pth(tmp_path, "hmar", case.config)])
     assert model.config == case.hmar_config
-    for (name, ours), (_, expected) in zip(model.named_parameters(), case.model.named_parameters(), strict=True):
+    for (name, ours), (_, expected) in zip(
+        model.named_parameters(), case.model.named_parameters(), strict=True
+    ):
         assert torch.equal(ours, expected), name
 
 
@@ -92,7 +103,9 @@ def test_sizes_are_inferred(tmp_path: Path, variant: str) -> None:
     "wrap",
     [
         lambda s: {"model": s, "epoch": 3},
-        lambda s: {"trainer": {"hmar": {f"module.{k}": v for k, v in s.items()}, "optimizer": {"step": 1}}},
+        lambda s: {
+            "trainer": {"hmar": {f"module.{k}": v for k, v in s.items()}, "optimizer": {"step": 1}}
+        },
         lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
         lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
     ],
@@ -118,13 +131,13 @@ def test_stage_files_merge_to_the_golden_tensors(tmp_path: Path) -> None:
 
 
 def sha256_16(tensor: torch.Tensor) -> str:
-    import hashlib
-
     return hashlib.sha256(np.ascontiguousarray(tensor.numpy(), "<f4").tobytes()).hexdigest()[:16]
 
 
 def test_frozen_copies_tell_the_branch_layers(tmp_path: Path) -> None:
-    nsp, mp = (state_dict(kind, STAGES.config, STAGES.config[f"{kind}_seed"]) for kind in ("nsp", "mp"))
+    nsp, mp = (
+        state_dict(kind, STAGES.config, STAGES.config[f"{kind}_seed"]) for kind in ("nsp", "mp")
+    )
     frozen = {k: v for k, v in nsp.items() if k.startswith(("blocks.0.", "blocks.1.", "blocks.2."))}
     paths = [saved(tmp_path, nsp, "nsp.pth"), saved(tmp_path, {**mp, **frozen}, "mp.pth")]
     assert load_hmar(paths).config.branch_layers == 1
@@ -150,7 +163,12 @@ def test_missing_unexpected_and_misshapen_keys_in_one_error(tmp_path: Path) -> N
     assert error.missing == ("ns_blocks.0.attn.proj.weight",)
     assert error.unexpected == ("extra.weight",)
     assert error.misshapen == {"mask_embed.weight": ((3, 5), (1, 256))}
-    for part in ("missing (1)", "unexpected (1)", "misshapen (1)", "found [3, 5], expected [1, 256]"):
+    for part in (
+        "missing (1)",
+        "unexpected (1)",
+        "misshapen (1)",
+        "found [3, 5], expected [1, 256]",
+    ):
         assert part in text
 
 
@@ -164,7 +182,9 @@ def test_long_lists_are_cut(tmp_path: Path) -> None:
 def test_missing_keys_that_tell_sizes(tmp_path: Path) -> None:
     state = hmar_state()
     del state["pos_1LC"]
-    with pytest.raises(CheckpointKeyError, match="missing keys that tell the model's size: pos_1LC"):
+    with pytest.raises(
+        CheckpointKeyError, match="missing keys that tell the model's size: pos_1LC"
+    ):
         load_hmar([saved(tmp_path, state)])
 
 
@@ -195,10 +215,10 @@ class Evil:
 def test_a_pickle_that_would_run_code(tmp_path: Path, legacy: bool) -> None:
     marker, path = tmp_path / "executed", tmp_path / "evil.pth"
     if legacy:
-        path.write_bytes(pickle.dumps(Evil(marker)))
+        path.write_bytes(pickle.dumps(Evil(marker), protocol=2))
     else:
         torch.save({**hmar_state(), "hook": Evil(marker)}, path)
-    with pytest.raises(CheckpointReadError, match="would run code|not a checkpoint"):
+    with pytest.raises(CheckpointReadError, match=r"would run code|not a checkpoint"):
         load_hmar([path])
     assert not marker.exists()
 
@@ -209,7 +229,7 @@ def test_truncated(tmp_path: Path, suffix: str, keep: float) -> None:
     path = saved(tmp_path, hmar_state(), f"c{suffix}")
     data = path.read_bytes()
     path.write_bytes(data[: int(keep if keep > 1 else keep * len(data))])
-    with pytest.raises(CheckpointReadError, match="download it again|not a checkpoint"):
+    with pytest.raises(CheckpointReadError, match=r"download it again|not a checkpoint"):
         load_hmar([path])
 
 
@@ -243,8 +263,6 @@ def test_flipped_exponent_bit_in_safetensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_checksum_file_beside_the_checkpoint(tmp_path: Path, suffix: str) -> None:
-    import hashlib
-
     path = saved(tmp_path, hmar_state(), f"c{suffix}")
     sidecar = path.with_name(path.name + ".sha256")
     sidecar.write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
@@ -263,22 +281,32 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 def test_tokenizer_in_place_of_the_transformer(tmp_path: Path) -> None:
     vae, hmar = (write_pth(tmp_path, kind, TINY.config) for kind in ("vae", "hmar"))
-    with pytest.raises(CheckpointReadError, match="expected a checkpoint of kind HMAR .* found tokenizer"):
+    with pytest.raises(
+        CheckpointReadError, match=r"expected a checkpoint of kind HMAR .* found tokenizer"
+    ):
         load_hmar([vae])
-    with pytest.raises(CheckpointReadError, match="expected a checkpoint of kind tokenizer, found HMAR"):
+    with pytest.raises(
+        CheckpointReadError, match="expected a checkpoint of kind tokenizer, found HMAR"
+    ):
         load_tokenizer(hmar, TINY.config["patch_nums"])
 
 
-@pytest.mark.parametrize(("change", "message"), [({"V": 32}, "vocabulary size"), ({"Cvae": 16}, "latent channels")])
+@pytest.mark.parametrize(
+    ("change", "message"), [({"V": 32}, "vocabulary size"), ({"Cvae": 16}, "latent channels")]
+)
 def test_wrong_tokenizer(tmp_path: Path, change: dict[str, int], message: str) -> None:
-    tokenizer = load_tokenizer(write_pth(tmp_path, "vae", {**TINY.config, **change}), TINY.config["patch_nums"])
+    tokenizer = load_tokenizer(
+        write_pth(tmp_path, "vae", {**TINY.config, **change}), TINY.config["patch_nums"]
+    )
     with pytest.raises(CheckpointValueError, match=f"wrong tokenizer: its {message}"):
         check_pair(TINY.model, tokenizer)
 
 
 def test_tokenizer_trained_with_other_scales(tmp_path: Path) -> None:
     path = write_pth(tmp_path, "vae", {**TINY.config, "patch_nums": [1, 2, 4]})
-    with pytest.raises(CheckpointKeyError, match=r"ema_vocab_hit_SV: found \[3, 64\], expected \[4, 64\]"):
+    with pytest.raises(
+        CheckpointKeyError, match=r"ema_vocab_hit_SV: found \[3, 64\], expected \[4, 64\]"
+    ):
         load_tokenizer(path, TINY.config["patch_nums"])
 
 
@@ -288,13 +316,17 @@ def test_masked_stage_alone(tmp_path: Path) -> None:
 
 
 def test_merged_file_with_a_second_one(tmp_path: Path) -> None:
-    paths = [write_pth(tmp_path, kind, STAGES.config | {"hmar_seed": 1}) for kind in ("hmar", "nsp")]
+    paths = [
+        write_pth(tmp_path, kind, STAGES.config | {"hmar_seed": 1}) for kind in ("hmar", "nsp")
+    ]
     with pytest.raises(CheckpointValueError, match="needs no second checkpoint"):
         load_hmar(paths)
 
 
 def test_something_else(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointReadError, match=r"an unknown layout \(1 tensors, e.g. 'weight'\)"):
+    with pytest.raises(
+        CheckpointReadError, match=r"an unknown layout \(1 tensors, e.g. 'weight'\)"
+    ):
         load_hmar([saved(tmp_path, {"weight": torch.zeros(1)})])
     with pytest.raises(CheckpointReadError, match="found no tensors"):
         load_hmar([saved(tmp_path, {"epoch": 3})])

@@ -34,7 +34,7 @@ def test_block(tiny: Case, name: str) -> None:
     x, cond = tensor(golden["block_x"]), tensor(golden["block_cond"])
     with torch.no_grad():
         ada = block.modulation(cond)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = ada.unbind(2)
+        gamma1, _, scale1, scale2, shift1, shift2 = ada.unbind(2)
         attn_in = modulate(x, scale1, shift1, block.eps)
         attn_out, _ = block.attn(attn_in)
         ffn_in = modulate(x + gamma1 * attn_out, scale2, shift2, block.eps)

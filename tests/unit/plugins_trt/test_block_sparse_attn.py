@@ -35,7 +35,9 @@ PACKS = {
 }
 
 
-def inputs(lengths: list[int], heads: int = 2, head_dim: int = 5, batch: int = 3) -> tuple[torch.Tensor, ...]:
+def inputs(
+    lengths: list[int], heads: int = 2, head_dim: int = 5, batch: int = 3
+) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(len(lengths))
     qkv = torch.randn(batch, sum(lengths), 3, heads, head_dim, generator=generator)
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
@@ -48,7 +50,12 @@ def inputs(lengths: list[int], heads: int = 2, head_dim: int = 5, batch: int = 3
 def test_reference_is_attention_block_by_block(pack: str, pattern: Pattern, l2_norm: bool) -> None:
     qkv, cu_seqlens, scale_mul = inputs(PACKS[pack])
     out = reference.block_sparse_attention(
-        qkv, cu_seqlens, scale_mul if l2_norm else None, sm_scale=0.3, pattern=pattern, qk_l2_norm=l2_norm
+        qkv,
+        cu_seqlens,
+        scale_mul if l2_norm else None,
+        sm_scale=0.3,
+        pattern=pattern,
+        qk_l2_norm=l2_norm,
     )
     q, k, v = qkv.double().permute(2, 0, 3, 1, 4)
     if l2_norm:
@@ -70,13 +77,17 @@ def test_onnx_body_is_the_reference(pattern: Pattern, l2_norm: bool) -> None:
     session = ort.InferenceSession(model(attributes, 2, 5), providers=["CPUExecutionProvider"])
     for lengths in PACKS.values():
         qkv, cu_seqlens, scale_mul = inputs(lengths)
-        feeds = {"qkv": qkv.numpy(), "cu_seqlens": cu_seqlens.numpy()} | ({"scale_mul": scale_mul.numpy()} if l2_norm else {})
+        feeds = {"qkv": qkv.numpy(), "cu_seqlens": cu_seqlens.numpy()} | (
+            {"scale_mul": scale_mul.numpy()} if l2_norm else {}
+        )
         expected = attend(qkv, cu_seqlens, scale_mul if l2_norm else None, attributes)
         assert_close(str(lengths), expected, session.run(None, feeds)[0])
 
 
 def test_onnx_body_of_a_zero_query_is_finite() -> None:
-    session = ort.InferenceSession(model(Attributes(sm_scale=1.0, qk_l2_norm=True), 2, 5), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model(Attributes(sm_scale=1.0, qk_l2_norm=True), 2, 5), providers=["CPUExecutionProvider"]
+    )
     qkv, cu_seqlens, scale_mul = inputs([4])
     qkv[0, 0] = 0
     feeds = {"qkv": qkv.numpy(), "cu_seqlens": cu_seqlens.numpy(), "scale_mul": scale_mul.numpy()}
@@ -93,7 +104,9 @@ def model(attributes: Attributes, heads: int, head_dim: int) -> bytes:
     node = onnx.helper.make_node(
         OP_NAME, [o.name for o in operands], ["o"], domain=OP_DOMAIN, **node_attributes(attributes)
     )
-    graph = onnx.helper.make_graph([node], "g", operands, [value("o", 1, ["B", "T", heads * head_dim])])
+    graph = onnx.helper.make_graph(
+        [node], "g", operands, [value("o", 1, ["B", "T", heads * head_dim])]
+    )
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid(OP_DOMAIN, OPSET_VERSION)]
     function = onnx.parser.parse_function(function_text(attributes, 20))
     proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=[function])
@@ -108,7 +121,10 @@ def test_torch_op_obeys_torchs_own_rules() -> None:
     torch.library.opcheck(op, (qkv, cu_seqlens, None, 1.0, "block_causal", False))
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"sm_scale": 0.0}, "sm_scale"), ({"sm_scale": 1.0, "pattern": "x"}, "pattern")])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"sm_scale": 0.0}, "sm_scale"), ({"sm_scale": 1.0, "pattern": "x"}, "pattern")],
+)
 def test_bad_attributes(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Attributes(**settings)

@@ -7,11 +7,23 @@ import pytest
 
 from runtime.philox import philox_4x32, uniforms
 
-# Known answers of Philox-4x32-10 from the Random123 distribution (kat_vectors): counter, key, output.
+# Known answers of Philox-4x32-10 (Random123's kat_vectors): counter, key, output.
 KNOWN = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -46,7 +58,9 @@ def test_an_image_has_its_numbers_whatever_the_batch() -> None:
 )
 def test_every_part_of_the_key_counts(other: tuple[int, int, int, int]) -> None:
     seed, image, scale, pass_idx = other
-    assert not np.array_equal(uniforms(seed, [image], scale, pass_idx, 16), uniforms(3, [5], 2, 1, 16))
+    assert not np.array_equal(
+        uniforms(seed, [image], scale, pass_idx, 16), uniforms(3, [5], 2, 1, 16)
+    )
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

@@ -19,7 +19,8 @@ def logits(*shape: int, ties: bool = False) -> np.ndarray:
 
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize(
-    ("top_k", "top_p"), [(0, 0.0), (1, 0.0), (7, 0.0), (65, 0.0), (0, 0.5), (0, 1.0), (20, 0.9), (3, 0.1)]
+    ("top_k", "top_p"),
+    [(0, 0.0), (1, 0.0), (7, 0.0), (65, 0.0), (0, 0.5), (0, 1.0), (20, 0.9), (3, 0.1)],
 )
 def test_truncation_is_the_reference_rule(top_k: int, top_p: float, ties: bool) -> None:
     x = logits(3, 5, 65, ties=ties)
@@ -73,7 +74,9 @@ def test_guidance_grows_from_none_to_all() -> None:
 @pytest.mark.parametrize("t", [0.0, 1.5, 1.5e-6])
 def test_guide_is_the_reference_rule(t: float) -> None:
     raw = logits(6, 4, 9)
-    np.testing.assert_array_equal(sampler.guide(raw, t), reference.guide(torch.from_numpy(raw), t).numpy())
+    np.testing.assert_array_equal(
+        sampler.guide(raw, t), reference.guide(torch.from_numpy(raw), t).numpy()
+    )
 
 
 def test_equal_confidences_keep_their_order() -> None:

@@ -23,7 +23,10 @@ def zeros(*shape: int) -> np.ndarray:
 
 
 def logits(spec: GraphSpec, feeds: Feeds) -> list[np.ndarray]:
-    rows, pn = len(feeds["ada_ns" if "ada_ns" in feeds else "ada_mask"]), PATCH_NUMS[spec.scale_idx or 0]
+    rows, pn = (
+        len(feeds["ada_ns" if "ada_ns" in feeds else "ada_mask"]),
+        PATCH_NUMS[spec.scale_idx or 0],
+    )
     values = np.random.default_rng(pn).standard_normal((1, pn * pn, V)).astype(np.float32)
     return [np.repeat(values, rows, axis=0)]
 
@@ -59,7 +62,9 @@ def test_order_of_graphs(runner: FakeRunner) -> None:
 
 
 def test_no_masked_passes(runner: FakeRunner) -> None:
-    Pipeline(runner, max_batch=8).generate([1], sampling=SamplingConfig(top_k=0, mask_schedule=None))
+    Pipeline(runner, max_batch=8).generate(
+        [1], sampling=SamplingConfig(top_k=0, mask_schedule=None)
+    )
     assert not [call for call in runner.calls if call.startswith("mask")]
 
 
@@ -69,14 +74,20 @@ def test_two_masked_passes(runner: FakeRunner) -> None:
     Pipeline(runner, max_batch=8).generate([1], sampling=sampling, trace=trace)
     arrays = trace.arrays()
     assert runner.calls.count("mask1") == 2
-    assert arrays["s1_m1_idx_to_mask"].shape == (1, 3) and arrays["s1_m2_idx_to_mask"].shape == (1, 2)
+    assert arrays["s1_m1_idx_to_mask"].shape == (1, 3) and arrays["s1_m2_idx_to_mask"].shape == (
+        1,
+        2,
+    )
     assert set(arrays["s1_m2_idx_to_mask"][0]) < set(arrays["s1_m1_idx_to_mask"][0])
     assert "s1_ns_raw" not in arrays
 
 
 def test_guided_batch_is_conditional_half_first(runner: FakeRunner) -> None:
     labels: list[np.ndarray] = []
-    runner.functions = {**FUNCTIONS, "cond": lambda spec, feeds: labels.append(feeds["label"]) or [feeds["label"]] * 3}
+    runner.functions = {
+        **FUNCTIONS,
+        "cond": lambda spec, feeds: labels.append(feeds["label"]) or [feeds["label"]] * 3,
+    }
     Pipeline(runner, max_batch=8).generate([3, -1])
     assert labels[0].tolist() == [3, CLASSES, CLASSES, CLASSES]
 
