@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import logging
-import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +20,7 @@ from export.graphs import GraphBuilder
 from export.metadata import model_spec, read_class_names, sampling_defaults
 from export.pieces import pieces_for
 from export.steps import DTYPE_NAMES, Catalogue, StepSpec
+from export.target import beside, check_target, replace_folder
 from export.tensors import lay_out
 from export.torch_steps import TorchSteps
 from export.verify import Certificate, verify
@@ -138,7 +135,7 @@ def export_bundle(
         ExportError: the bundle cannot be written, or a graph is invalid or differs from PyTorch.
     """
     start = time.perf_counter()
-    _check_target(out)
+    check_target(out)
     progress("reading checkpoints", 0, 1)
     model, tokenizer = _load(checkpoints, vae, branch_layers, num_heads)
     sources = tuple(
@@ -148,11 +145,11 @@ def export_bundle(
     names = read_class_names(class_names, model.config.num_classes) if class_names else ()
     defaults = sampling_defaults(model.config, sampling)
     loaded = time.perf_counter()
-    with _beside(out) as folder:
+    with beside(out) as folder:
         writer = _Writer(config, model, tokenizer, defaults, names, folder, progress)
         manifest, certificate = writer.write(sources)
         nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        _replace(folder, out)
+        replace_folder(folder, out)
     return ExportReport(
         bundle=out,
         manifest=manifest,
@@ -342,65 +339,3 @@ def _version() -> str:
         return metadata.version("hmar-deploy")
     except metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-# --- the target folder --------------------------------------------------------------------------
-
-
-def _check_target(out: Path) -> None:
-    if (
-        out.exists()
-        and not (out / MANIFEST_FILE).is_file()
-        and not (out.is_dir() and not any(out.iterdir()))
-    ):
-        raise OutputError(f"{out}: exists and is not a bundle; choose another --out or remove it")
-    if not out.parent.is_dir():
-        raise OutputError(f"{out.parent}: no such folder; create it first")
-
-
-@contextlib.contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, removed whatever happens.
-
-    Disk errors become OutputError.
-    """
-    prefix = f".{out.name}.partial-"
-    for stale in out.parent.glob(f"{prefix}*"):
-        if not _is_alive(stale.name.removeprefix(prefix).split("-")[0]):
-            logger.info("removing %s, left by an export that was killed", stale)
-            shutil.rmtree(stale, ignore_errors=True)
-    folder = None
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=out.parent))
-        folder.chmod(0o755)
-        yield folder
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
-            raise OutputError(
-                f"{out}: cannot write the bundle: {error.strerror}; nothing was changed"
-            ) from error
-        raise
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _replace(folder: Path, out: Path) -> None:
-    """Puts a finished folder in the target's place."""
-    if out.exists():
-        old = folder.with_name(f"{folder.name}-old")
-        out.rename(old)
-        folder.rename(out)
-        shutil.rmtree(old)
-    else:
-        folder.rename(out)

@@ -1,36 +1,22 @@
-"""Published checkpoint to model: read safely, understood from keys and shapes, checked strictly."""
+"""Published checkpoints to models: understood from keys and shapes, checked strictly."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import pickle
-import re
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from hmar.checkpoint_file import Kind, StateDict, count_modules, read_checkpoint
 from hmar.config import PATCH_NUMS_256, PATCH_NUMS_512, HMARConfig, TokenizerConfig
-from hmar.errors import CheckpointKeyError, CheckpointReadError, CheckpointValueError
+from hmar.errors import CheckpointKeyError, CheckpointValueError
 from hmar.hmar import HMAR
+from hmar.stages import merge_stages
 from hmar.vae import VQVAE
 
-logger = logging.getLogger(__name__)
-
-StateDict = dict[str, Tensor]
-Kind = Literal["HMAR", "next-scale stage", "masked stage", "tokenizer"]
-
-# Computed from the configuration, so never loaded; their shapes are still checked.
-DERIVED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
 # No trained weight comes near float16's range; a flipped exponent bit does.
 MAX_ABS = 65504.0
-PREFIXES = ("module.", "_orig_mod.", "model.")
 LISTED = 6  # names shown per group of an error
 
 
@@ -111,185 +97,7 @@ def check_pair(model: HMAR, tokenizer: VQVAE) -> None:
             )
 
 
-# --- reading ------------------------------------------------------------------------------------
-
-
-def read_checkpoint(path: Path, wanted: Sequence[Kind]) -> tuple[Kind, StateDict]:
-    """Kind and tensors of the state dict of a wanted kind in a `.pth` or `.safetensors` file.
-
-    Nothing in the file is executed, and `.pth` archives are checked against their checksums.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointReadError(f"{path}: no such file")
-    _check_sidecar(path)
-    found = []
-    for label, state in _state_dicts(_read(path)):
-        state = _strip_prefixes(state)
-        kind = _kind(state)
-        if kind in wanted:
-            logger.info(
-                "%s: %s%s, %d tensors",
-                path.name,
-                kind,
-                f" under {label!r}" if label else "",
-                len(state),
-            )
-            return kind, state
-        found.append(
-            f"{kind or 'an unknown layout'} ({len(state)} tensors, e.g. {next(iter(state))!r})"
-        )
-    expected = " or ".join(wanted)
-    raise CheckpointReadError(
-        f"{path}: expected a checkpoint of kind {expected}, "
-        f"found {', '.join(found) or 'no tensors'}"
-    )
-
-
-def _read(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise CheckpointReadError(
-                f"{path}: damaged or not a safetensors file ({error}); download it again"
-            ) from error
-    is_zip = zipfile.is_zipfile(path)
-    if is_zip:
-        _check_archive(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise CheckpointReadError(
-            f"{path}: refused, since loading it would run code or it is not a checkpoint "
-            f"({str(error).splitlines()[0]}); "
-            "a checkpoint must hold tensors and plain containers only"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointReadError(
-            f"{path}: damaged or not a checkpoint ({error}); download it again"
-        ) from error
-
-
-def _check_sidecar(path: Path) -> None:
-    """Compares a file with the `FILE.sha256` beside it, in sha256sum's format, if there is one."""
-    sidecar = path.with_name(f"{path.name}.sha256")
-    if not sidecar.is_file():
-        return
-    expected = sidecar.read_text(encoding="utf-8", errors="replace").split()
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not expected or expected[0].lower() != digest:
-        raise CheckpointReadError(
-            f"{path}: sha256 is {digest}, {sidecar.name} says {expected[:1]}; download it again"
-        )
-
-
-def _check_archive(path: Path) -> None:
-    """Compares every record of a zip archive with its CRC-32; torch.load does not."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise CheckpointReadError(
-            f"{path}: damaged archive ({error}); download it again"
-        ) from error
-    if damaged is not None:
-        raise CheckpointReadError(
-            f"{path}: checksum mismatch in record {damaged!r}; download it again"
-        )
-
-
-def _state_dicts(obj: object, label: str = "") -> Iterator[tuple[str, StateDict]]:
-    """Every dict of tensors in a nest of dicts, outermost first."""
-    if not isinstance(obj, Mapping):
-        return
-    tensors = {str(k): v for k, v in obj.items() if isinstance(v, Tensor)}
-    if tensors:
-        yield label, tensors
-    for key, value in obj.items():
-        yield from _state_dicts(value, f"{label}.{key}" if label else str(key))
-
-
-def _strip_prefixes(state: StateDict) -> StateDict:
-    for prefix in PREFIXES * 2:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
-
-
-def _kind(state: StateDict) -> Kind | None:
-    if "quantize.embedding.weight" in state and any(n.startswith("decoder.") for n in state):
-        return "tokenizer"
-    if any(n.startswith(("base_blocks.", "ns_blocks.")) for n in state):
-        return "HMAR"
-    if any(n.startswith("blocks.") for n in state) and "class_emb.weight" in state:
-        return "masked stage" if "mask_embed.weight" in state else "next-scale stage"
-    return None
-
-
-# --- the two training stages --------------------------------------------------------------------
-
-
-def merge_stages(
-    nsp: StateDict, mp: StateDict | None, branch_layers: int | None, name: str
-) -> StateDict:
-    """State dict of a merged HMAR from the next-scale stage and, if given, the masked stage."""
-    depth = _count(nsp, "blocks")
-    n = branch_layers if branch_layers is not None else _infer_branch_layers(nsp, mp, depth)
-    if not 0 <= n <= depth:
-        raise CheckpointValueError(
-            f"{name}: branch_layers is {n}, the stage files have {depth} blocks"
-        )
-    merged = {_merged_name(key, "ns", depth - n): tensor for key, tensor in nsp.items()}
-    if mp is not None:
-        if _count(mp, "blocks") != depth:
-            raise CheckpointValueError(
-                f"{name}: the next-scale stage has {depth} blocks, "
-                f"the masked stage {_count(mp, 'blocks')}"
-            )
-        for key, tensor in mp.items():
-            new = _merged_name(key, "mask", depth - n)
-            if new.startswith("mask_"):  # the rest are frozen copies of the next-scale stage
-                merged[new] = tensor
-    return merged
-
-
-def _merged_name(key: str, branch: str, base_layers: int) -> str:
-    if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
-        i = int(match[1])
-        return (
-            f"base_blocks.{i}.{match[2]}"
-            if i < base_layers
-            else f"{branch}_blocks.{i - base_layers}.{match[2]}"
-        )
-    if key.startswith(("head.", "head_nm.")):
-        return f"{branch}_{key}"
-    return "word_embed_bias" if key == "word_embed.bias" else key
-
-
-def _infer_branch_layers(nsp: StateDict, mp: StateDict | None, depth: int) -> int:
-    default = min(8, depth // 2)
-    if mp is None:
-        return default
-    for shared in range(depth):
-        keys = [k for k in nsp if k.startswith(f"blocks.{shared}.")]
-        if not all(k in mp and torch.equal(nsp[k], mp[k]) for k in keys):
-            break
-    if shared == 0:
-        logger.warning(
-            "the stages share no frozen blocks; taking the last %d blocks as the branches", default
-        )
-        return default
-    return depth - shared
-
-
 # --- sizes from keys and shapes -----------------------------------------------------------------
-
-
-def _count(state: Mapping[str, Tensor], group: str) -> int:
-    indices = [int(m[1]) for n in state if (m := re.match(rf"{re.escape(group)}\.(\d+)\.", n))]
-    return max(indices, default=-1) + 1
 
 
 def _require(state: StateDict, names: Sequence[str], source: str) -> None:
@@ -309,14 +117,14 @@ def infer_hmar_config(state: StateDict, source: str, num_heads: int | None = Non
         source,
     )
     classes, width = state["class_emb.weight"].shape
-    branch_layers = _count(state, "ns_blocks")
+    branch_layers = count_modules(state, "ns_blocks")
     scale_mul = next((t for n, t in state.items() if n.endswith("attn.scale_mul_1H11")), None)
     if num_heads is None:
         num_heads = width // 64 if scale_mul is None else scale_mul.numel()
     fc1 = next((t for n, t in state.items() if n.endswith("ffn.fc1.weight")), None)
     try:
         return HMARConfig(
-            depth=_count(state, "base_blocks") + branch_layers,
+            depth=count_modules(state, "base_blocks") + branch_layers,
             branch_layers=branch_layers,
             embed_dim=width,
             num_heads=num_heads,
@@ -355,7 +163,7 @@ def _infer_patch_nums(state: StateDict, source: str) -> tuple[int, ...]:
 
 def infer_tokenizer_config(state: StateDict, source: str) -> TokenizerConfig:
     """Sizes of the tokenizer from its keys and shapes."""
-    levels = _count(state, "encoder.down")
+    levels = count_modules(state, "encoder.down")
     firsts = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
     _require(state, ("encoder.conv_in.weight", "quantize.embedding.weight", *firsts), source)
     base = state["encoder.conv_in.weight"].shape[0]
@@ -365,8 +173,8 @@ def infer_tokenizer_config(state: StateDict, source: str) -> TokenizerConfig:
         latent_channels=latent,
         base_channels=base,
         channel_mult=tuple(state[name].shape[0] // base for name in firsts),
-        num_res_blocks=_count(state, "encoder.down.0.block"),
-        num_phi=_count(state, "quantize.quant_resi.qresi_ls"),
+        num_res_blocks=count_modules(state, "encoder.down.0.block"),
+        num_phi=count_modules(state, "quantize.quant_resi.qresi_ls"),
     )
 
 
