@@ -194,17 +194,16 @@ class GraphBuilder:
 
     def _ns_prefix(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
         """All scales so far in one sequence, each attending to itself and all earlier ones."""
-        one = asm.constant(np.array([1], np.int64))
+        zero, one = (asm.constant(np.array([i], np.int64)) for i in (0, 1))
         (length,) = asm.op("Shape", inputs["map"], name="length", start=1, end=2)
         (stop,) = asm.op("Add", length, one, name="stop")
-        (pos,) = asm.op("Slice", asm.weight("pos"), one, stop, name="pos")
-        x = asm.op(
-            "Concat",
-            self._first(asm, inputs["cond"]),
-            self._embedded(asm, inputs, pos),
-            name="x",
-            axis=1,
-        )[0]
+        # Slices rather than views: TensorRT refuses two weights that start at the same address.
+        (pos_first,) = asm.op("Slice", asm.weight("pos"), zero, one, zero, name="pos_first")
+        (pos_rest,) = asm.op("Slice", asm.weight("pos"), one, stop, zero, name="pos_rest")
+        (first,) = asm.call(
+            self.pieces.embed_first, "embed_first", cond=inputs["cond"], pos=pos_first
+        )
+        (x,) = asm.op("Concat", first, self._embedded(asm, inputs, pos_rest), name="x", axis=1)
         return [self._trunk(asm, "ns", x, inputs, inputs["cu_seqlens"], "block_causal")]
 
     # --- quantizer ---

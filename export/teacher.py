@@ -161,23 +161,24 @@ class TeacherRun:
         }
 
     def _score(self, k: None) -> tuple[dict, dict]:
+        """The next-scale logits are those of the recorded passes; the masked ones are computed."""
         tokens = [self.seen[f"s{k}_tokens"] for k in range(len(self.patch_nums))]
-        packed = torch.cat(tokens, dim=1)
-        token_mask = torch.arange(packed.shape[1]).expand_as(packed) % 2 == 1
+        packed, B = torch.cat(tokens, dim=1), len(self.labels)
+        logits = [self.seen[f"s{k}_ns_raw"][:B] for k in range(len(self.patch_nums))]
+        x_ns, x_mask = self.tokenizer.quantize.teacher_maps(tokens)
         feeds: dict[str, Tensor] = {"tokens": packed.int()}
+        expected = {"map": x_ns, "ns_logits": torch.cat(logits, dim=1)}
         if self.model.config.has_mask_branch:
-            feeds["token_mask"] = token_mask
-            scores = reference.score(self.model, self.tokenizer, self.labels, tokens, token_mask)
-        else:
-            scores = reference.score(self.model, self.tokenizer, self.labels, tokens, None)
-        expected = {"map": scores["x_ns"], "h": scores.get("x_mask")}
+            feeds["token_mask"] = torch.arange(packed.shape[1]).expand_as(packed) % 2 == 1
+            mask_logits = reference.score_masked(
+                self.model, self.labels, x_ns, x_mask, feeds["token_mask"]
+            )
+            expected |= {"h": x_mask, "mask_logits": mask_logits}
         for branch in ("ns", "mask"):
-            if (logits := scores.get(f"{branch}_logits")) is not None:
-                expected[f"{branch}_logits"] = logits
-                expected[f"{branch}_log_prob"] = logits.log_softmax(-1).gather(
-                    -1, packed[..., None]
-                )[..., 0]
-        return feeds, {n: t for n, t in expected.items() if t is not None}
+            if f"{branch}_logits" in expected:
+                log_prob = expected[f"{branch}_logits"].log_softmax(-1)
+                expected[f"{branch}_log_prob"] = log_prob.gather(-1, packed[..., None])[..., 0]
+        return feeds, expected
 
     def _map(self, k: int) -> dict[str, Tensor]:
         return {"map": flatten_map(self.seen[f"s{k - 1}_next"]).repeat(2, 1, 1)}

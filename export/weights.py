@@ -93,14 +93,14 @@ class WeightsFile:
     def nbytes(self) -> int:
         return self._end
 
-    def write(self, path: Path) -> Iterator[tuple[str, int]]:
-        """Writes the file, yielding (name, bytes written so far) after every tensor.
+    def write(self, path: Path) -> Iterator[str]:
+        """Writes the tensors placed so far, yielding the name of each.
 
         Raises:
             OSError: the disk is full or not writable.
         """
         with path.open("wb") as file:
-            for name, entry in self.entries.items():
+            for name, entry in list(self.entries.items()):
                 if entry.load is None:
                     continue
                 tensor = entry.load().detach()
@@ -111,7 +111,7 @@ class WeightsFile:
                 file.write(b"\0" * (entry.offset - file.tell()))
                 flat = tensor.to(entry.dtype).contiguous().view(-1)
                 file.write(flat.view(torch.uint8).numpy().data)
-                yield name, file.tell()
+                yield name
 
 
 def sha256_file(path: Path) -> str:

@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -243,8 +244,11 @@ class _Writer:
         (self.folder / GRAPHS).mkdir()
         lay_out(self.weights, self.model, self.tokenizer, self.config.dtype)
         self._check_space()
-        self._build_graphs()
-        self._write_weights()
+        with ThreadPoolExecutor(1) as background:
+            written = background.submit(self._write_weights)
+            self._build_graphs()
+            self.progress("writing weights", 0, 1)
+            written.result()
         manifest = self._manifest(sources, self._check_graphs())
         certificate = None
         if self.config.verify:
@@ -279,9 +283,8 @@ class _Writer:
             ir.save(builder.build(step), self._path(step))
 
     def _write_weights(self) -> None:
-        total = self.weights.nbytes
-        for name, written in self.weights.write(self.folder / WEIGHTS):
-            self.progress(f"writing {name}", written, total)
+        for name in self.weights.write(self.folder / WEIGHTS):
+            logger.debug("wrote %s", name)
 
     def _check_graphs(self) -> dict[str, GraphSpec]:
         graphs = {}

@@ -92,9 +92,8 @@ def confidence(logits_BlV: Tensor, tokens_Bl: Tensor) -> Tensor:
 
 
 def guided_labels(model: HMAR, labels: Sequence[int]) -> Tensor:
-    """Labels of the guided batch (2B,): the given ones (-1 = no class), then "no class" B times."""
-    none = model.config.num_classes
-    return torch.tensor([none if y == -1 else y for y in labels] + [none] * len(labels))
+    """Labels of the guided batch, (2B,): given ones (-1 = no class), then "no class" B times."""
+    return _rows(model, [*labels, *[-1] * len(labels)])
 
 
 @torch.inference_mode()
@@ -179,40 +178,44 @@ def generate(
 
 
 @torch.inference_mode()
-def score(
-    model: HMAR,
-    tokenizer: VQVAE,
-    labels: Sequence[int],
-    tokens: Sequence[Tensor],
-    token_mask_BL: Tensor | None,
-) -> dict[str, Tensor]:
-    """Teacher-forced logits of the heads over the whole pyramid; each scale attends within itself.
+def score_ns(model: HMAR, labels: Sequence[int], x_ns: Tensor) -> Tensor:
+    """Teacher-forced logits (B, L, V) of the next-scale head, each scale attending within itself.
 
     Args:
         labels: one class per image, -1 = no class.
-        tokens: token maps of all scales, each (B, pn*pn).
-        token_mask_BL: boolean, True where the masked head does not see the token; scale 0 is
-            ignored. None = the next-scale head only.
-
-    Returns:
-        `ns_logits`, `mask_logits` (B, L, V) and the maps behind them, `x_ns`, `x_mask`
-        (B, L-1, Cvae); without a token mask only the first of each.
+        x_ns: reconstructions of the earlier scales, from `Quantizer.teacher_maps`, (B, L-1, Cvae).
     """
-    none = model.config.num_classes
-    cond_BC = model.cond(torch.tensor([none if y == -1 else y for y in labels]))
-    x_ns, x_mask = tokenizer.quantize.teacher_maps(tokens)
-    first, rest = model.first_input(cond_BC), slice(1, model.config.seq_len)
-    scale_L = torch.cat([torch.full((pn * pn,), k) for k, pn in enumerate(model.config.patch_nums)])
-    same_scale = scale_L[:, None] == scale_L[None, :]
-    ns_input = torch.cat((first, model.ns_input(x_ns, rest)), dim=1)
-    results = {"x_ns": x_ns, "ns_logits": model(ns_input, cond_BC, "ns", same_scale)}
-    if token_mask_BL is None:
-        return results
-    mask_input = torch.cat(
-        (first, model.mask_input(x_ns, x_mask, token_mask_BL[:, 1:], rest)), dim=1
-    )
-    return {
-        **results,
-        "x_mask": x_mask,
-        "mask_logits": model(mask_input, cond_BC, "mask", same_scale),
-    }
+    cond_BC = model.cond(_rows(model, labels))
+    x = model.ns_input(x_ns, slice(1, model.config.seq_len))
+    x = torch.cat((model.first_input(cond_BC), x), dim=1)
+    return model(x, cond_BC, "ns", _same_scale(model))
+
+
+@torch.inference_mode()
+def score_masked(
+    model: HMAR, labels: Sequence[int], x_ns: Tensor, x_mask: Tensor, token_mask_BL: Tensor
+) -> Tensor:
+    """Teacher-forced logits (B, L, V) of the masked head, each scale attending within itself.
+
+    Args:
+        labels: one class per image, -1 = no class.
+        x_ns, x_mask: both results of `Quantizer.teacher_maps`, (B, L-1, Cvae).
+        token_mask_BL: boolean, True where the token is not seen; scale 0 is ignored.
+    """
+    cond_BC = model.cond(_rows(model, labels))
+    rest = slice(1, model.config.seq_len)
+    x = model.mask_input(x_ns, x_mask, token_mask_BL[:, 1:], rest)
+    x = torch.cat((model.first_input(cond_BC), x), dim=1)
+    return model(x, cond_BC, "mask", _same_scale(model))
+
+
+def _rows(model: HMAR, labels: Sequence[int]) -> Tensor:
+    """Rows of the class embedding; -1 becomes "no class"."""
+    return torch.tensor([model.config.num_classes if y == -1 else y for y in labels])
+
+
+def _same_scale(model: HMAR) -> Tensor:
+    """Boolean (L, L), True where two positions of the pyramid belong to the same scale."""
+    patch_nums = model.config.patch_nums
+    scale_L = torch.cat([torch.full((pn * pn,), k) for k, pn in enumerate(patch_nums)])
+    return scale_L[:, None] == scale_L[None, :]
