@@ -21,7 +21,7 @@ from runtime.schedule import parse_schedule
 from runtime.trace import Trace
 from runtime.trajectory import ScaleEvent
 from scripts.cli import ProgressBar, parser, run
-from scripts.images import check_writable, write_grid
+from scripts.images import check_writable, with_captions, write_grid
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,6 +56,8 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE",
         help="image to write; the suffix says the format",
     )
+    p.add_argument("--columns", type=int, metavar="N", help="images in a row (default: a square)")
+    p.add_argument("--captions", action="store_true", help="write each image's class below it")
     p.add_argument("--cfg", type=float, help="guidance strength (default: the bundle's)")
     p.add_argument(
         "--top-k", type=int, help="keep the k largest logits, 0 = off (default: the bundle's)"
@@ -159,11 +161,13 @@ def main() -> None:
         )
         seconds = time.perf_counter() - start
         backend = pipeline.runner.name
-    write_grid(images, args.out)
+    if args.captions:
+        images = with_captions(images, [str(label) for label in labels])
+    write_grid(images, args.out, args.columns)
     if trace is not None:
         trace.save(args.trace)
     print(
-        f"{args.out.resolve()}: {len(images)} images of {images.shape[1]} px, "
+        f"{args.out.resolve()}: {len(images)} images of {images.shape[2]} px, "
         f"{seconds:.1f} s on {backend}"
     )
 

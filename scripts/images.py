@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
+
+CAPTION_PX = 14
 
 
 def check_writable(path: Path) -> None:
@@ -20,6 +23,8 @@ def check_writable(path: Path) -> None:
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """Images (B, H, W, 3) side by side, as square as possible: one (H', W', 3) image."""
     B, H, W, _ = images.shape
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns must be >= 1, got {columns}")
     columns = columns or math.ceil(math.sqrt(B))
     rows = math.ceil(B / columns)
     sheet = np.full((rows * H, columns * W, 3), 255, np.uint8)
@@ -29,14 +34,24 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return sheet
 
 
-def write_grid(images: np.ndarray, path: Path) -> None:
+def with_captions(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """Images (B, H, W, 3) with one line of text below each: (B, H + CAPTION_PX, W, 3)."""
+    captioned = []
+    for image, caption in zip(images, captions, strict=True):
+        strip = Image.new("RGB", (image.shape[1], CAPTION_PX), "white")
+        ImageDraw.Draw(strip).text((4, 1), caption, fill="black")
+        captioned.append(np.concatenate((image, np.asarray(strip))))
+    return np.stack(captioned)
+
+
+def write_grid(images: np.ndarray, path: Path, columns: int | None = None) -> None:
     """Writes images as one grid.
 
     Raises:
         ValueError: the suffix names no image format, or the file cannot be written.
     """
     try:
-        Image.fromarray(grid(images)).save(path)
+        Image.fromarray(grid(images, columns)).save(path)
     except (ValueError, OSError) as error:
         raise ValueError(
             f"{path}: cannot write the image ({error}); use a suffix such as .png"

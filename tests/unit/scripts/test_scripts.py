@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.images import CAPTION_PX
 from tests.cases import Files, write_files
 from tests.golden_data import Case
 from tests.trace_check import compare_trace
@@ -56,6 +57,16 @@ def test_generate_writes_a_grid_and_says_where(tiny_bundle: Path, tmp_path: Path
     assert str(out) in done.stdout and "3 images of 64 px" in done.stdout
     with Image.open(out) as image:
         assert image.size == (128, 128)
+
+
+def test_captions_and_columns(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    options = ("--labels", "1,2,3,4", "--columns", 4, "--captions")
+    run("generate.py", "--bundle", tiny_bundle, *options, "--out", out)
+    with Image.open(out) as image:
+        assert image.size == (4 * 64, 64 + CAPTION_PX)
+        caption = np.asarray(image)[64:, :64]
+    assert (caption == 255).any() and (caption < 128).any(), "dark text on white"
 
 
 def test_a_part_of_a_batch_can_be_drawn_again(tiny_bundle: Path, tmp_path: Path) -> None:
