@@ -102,9 +102,9 @@ class TransformerLossConfig:
 
 
 STAGE_DEFAULTS: dict[StageName, LoopConfig] = {
-    "tokenizer": LoopConfig(steps=40_000, batch_size=96, lr=6e-4, log_every=100),
+    "tokenizer": LoopConfig(steps=40_000, batch_size=96, lr=6e-4, ema_decay=0.995, log_every=200),
     "next-scale": LoopConfig(
-        steps=60_000, batch_size=256, lr=1.2e-3, log_every=100, beta2=0.98, weight_decay=0.02
+        steps=60_000, batch_size=256, warmup_steps=500, lr=1.2e-3, log_every=200, beta2=0.98, weight_decay=0.02
     ),
     "masked": LoopConfig(steps=10_000, batch_size=256, lr=6e-4, beta2=0.98, weight_decay=0.02),
 }

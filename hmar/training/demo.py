@@ -13,6 +13,7 @@ from hmar.config import HMARConfig, TokenizerConfig
 from hmar.hmar import HMAR
 from hmar.reference import ReferenceConfig
 from hmar.training.config import LoopConfig, StageName, TokenizerLossConfig, TransformerLossConfig
+from hmar.training.fast import use_matrix_quantizer_
 from hmar.training.initial import init_hmar_, start_mask_branch_
 from hmar.training.parts import PartPack
 from hmar.training.preview import save_samples
@@ -91,7 +92,8 @@ def train_tokenizer(
     torch.manual_seed(config.seed)
     source = files.published(TOKENIZER_FILE)
     tokenizer = VQVAE(sizes, patch_nums) if source is None else load_tokenizer(source, patch_nums)
-    tokenizer = tokenizer.to(device, memory_format=torch.channels_last).train().requires_grad_(True)
+    use_matrix_quantizer_(tokenizer)
+    tokenizer = tokenizer.to(device).train().requires_grad_(True)
     stage = TokenizerStage(tokenizer, _renderer(pack, device, config, 0), config, TokenizerLossConfig())
     if files.resume is not None:
         stage.trainer.resume(files.resume)
@@ -142,7 +144,8 @@ def _train_transformer(
     pack, device = PartPack.load(files.data), torch.device(config.device)
     tokenizer = load_tokenizer(files.required(TOKENIZER_FILE, name), model.config.patch_nums)
     check_pair(model, tokenizer)
-    tokenizer = tokenizer.to(device, memory_format=torch.channels_last)
+    use_matrix_quantizer_(tokenizer)
+    tokenizer = tokenizer.to(device)
     stage = TransformerStage(
         "ns" if name == "next-scale" else "mask",
         model.to(device).train(),

@@ -21,6 +21,7 @@ class Quantized:
         commitment_loss: pulls the latent towards the codes.
         tokens: (B, L) token maps of all scales.
         residuals: (B, L, Cvae) what every token stands for, detached.
+        relative_error: variance of what is left after the last scale, over that of the latent.
     """
 
     f_hat: Tensor
@@ -28,6 +29,7 @@ class Quantized:
     commitment_loss: Tensor
     tokens: Tensor
     residuals: Tensor
+    relative_error: Tensor
 
 
 def quantize_straight_through(quant: Quantizer, f_BCHW: Tensor) -> Quantized:
@@ -55,6 +57,7 @@ def quantize_straight_through(quant: Quantizer, f_BCHW: Tensor) -> Quantized:
         commitment_loss=commitment_loss / S,
         tokens=torch.cat(tokens, dim=1),
         residuals=torch.cat(residuals, dim=1),
+        relative_error=rest.var() / f_BCHW.detach().var(),
     )
 
 

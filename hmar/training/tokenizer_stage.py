@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmar.training.config import LoopConfig, TokenizerLossConfig
+from hmar.training.fast import compile_
 from hmar.training.loop import Metrics, Trainer
 from hmar.training.losses import edge_loss, psnr, ssim_loss
 from hmar.training.quantize import CodeUsage, Quantized, quantize_straight_through
@@ -34,15 +35,13 @@ class TokenizerStage:
         self.usage = CodeUsage(tokenizer.config.vocab_size, renderer.device)
         self.last: Quantized | None = None
         if config.is_compiled:
-            tokenizer.encoder.compile()
-            tokenizer.decoder.compile()
+            compile_(tokenizer.encoder, tokenizer.decoder)
 
     def run(self) -> None:
         self.trainer.run(self._loss, self._after_step)
 
     def _loss(self) -> tuple[Tensor, Metrics]:
         image, _ = self.renderer.batch(self.config.batch_size)
-        image = image.contiguous(memory_format=torch.channels_last)
         tokenizer, weights = self.tokenizer, self.losses
         with torch.autocast(image.device.type, torch.bfloat16):
             latent = tokenizer.latent(image)
@@ -55,7 +54,7 @@ class TokenizerStage:
         loss = l1 + weights.edge * edge + weights.ssim * ssim + vq
         self.usage.update_(quantized.tokens)
         metrics = {
-            "l1": l1, "edge": edge, "ssim": ssim, "vq": vq, "f": latent.float().std(),
+            "l1": l1, "edge": edge, "ssim": ssim, "vq": vq, "rest": quantized.relative_error,
             "psnr": psnr(decoded.detach(), image).mean(), "codes": self.usage.perplexity(),
         }  # fmt: skip
         return loss, metrics

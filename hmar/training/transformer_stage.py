@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hmar.hmar import HMAR, Branch
 from hmar.training.config import LoopConfig, StageName, TransformerLossConfig
+from hmar.training.fast import compile_
 from hmar.training.loop import Metrics, Trainer
 from hmar.training.losses import token_losses, token_weights
 from hmar.training.quantize import encode_with_errors
@@ -51,8 +52,7 @@ class TransformerStage:
         scale_L = torch.cat([torch.full((pn * pn,), k, device=device) for k, pn in enumerate(patch_nums)])
         self.scale_L, self.same_scale = scale_L, scale_L[:, None] == scale_L[None, :]
         if config.is_compiled:
-            tokenizer.encoder.compile()
-            model.compile()
+            compile_(tokenizer.encoder, model)
 
     def run(self) -> None:
         self.trainer.run(self._ns_loss if self.branch == "ns" else self._mask_loss)
@@ -100,7 +100,7 @@ class TransformerStage:
         """Tokens to predict, tokens seen by finer scales, and labels of one batch, some dropped."""
         image, label_B = self.renderer.batch(self.config.batch_size)
         with self._autocast():
-            latent = self.tokenizer.latent(image.contiguous(memory_format=torch.channels_last))
+            latent = self.tokenizer.latent(image)
         share_B1 = self._rand(len(image), 1) * self.losses.noise_max
         share_B1 = share_B1 * (self._rand(len(image), 1) < self.losses.noise_share)
         error_BL = self._rand(len(image), len(self.weights_L)) < share_B1
