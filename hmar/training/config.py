@@ -106,5 +106,7 @@ STAGE_DEFAULTS: dict[StageName, LoopConfig] = {
     "next-scale": LoopConfig(
         steps=60_000, batch_size=256, warmup_steps=500, lr=1.2e-3, log_every=200, beta2=0.98, weight_decay=0.02
     ),
-    "masked": LoopConfig(steps=10_000, batch_size=256, lr=6e-4, beta2=0.98, weight_decay=0.02),
+    "masked": LoopConfig(
+        steps=10_000, batch_size=256, warmup_steps=100, lr=6e-4, ema_decay=0.995, beta2=0.98, weight_decay=0.02
+    ),
 }
