@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import onnx.parser
@@ -10,11 +11,20 @@ import onnx_ir as ir
 
 from export.weights import WeightsFile
 from plugins_trt.block_sparse_attn.onnx_function import function_text
-from plugins_trt.block_sparse_attn.spec import OP_DOMAIN, OPSET_VERSION, Attributes
+from plugins_trt.block_sparse_attn.spec import OP_DOMAIN, OPSET_VERSION, Attributes, Pattern
 
 IR_VERSION = 10
 PRODUCER = "hmar-deploy"
 Dim = int | str
+
+
+def input_names(piece: ir.Graph) -> list[str]:
+    """Names of the inputs of a traced piece, in order."""
+    names = []
+    for value in piece.inputs:
+        assert value.name is not None  # tracing names every input
+        names.append(value.name)
+    return names
 
 
 class Assembly:
@@ -45,15 +55,20 @@ class Assembly:
         return self._constant(ir.tensor(array))
 
     def _constant(self, tensor: ir.TensorProtocol) -> ir.Value:
-        key = (tensor.dtype.name, tuple(tensor.shape), tensor.tobytes())
+        array = tensor.numpy()
+        key = (tensor.dtype.name, array.shape, tensor.tobytes())
         if key not in self._constants:
-            name = f"const_{len(self._constants)}"
-            stored = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name)
-            value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=stored)
+            name, shape = f"const_{len(self._constants)}", ir.Shape(array.shape)
+            stored = ir.Tensor(array, dtype=tensor.dtype, shape=shape, name=name)
+            value = ir.Value(
+                name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=stored
+            )
             self._constants[key] = self._initializers[name] = value
         return self._constants[key]
 
-    def op(self, op_type: str, *inputs: ir.Value, name: str, results: int = 1, **attributes: int) -> list[ir.Value]:
+    def op(
+        self, op_type: str, *inputs: ir.Value, name: str, results: int = 1, **attributes: int
+    ) -> list[ir.Value]:
         """Outputs of one standard ONNX op."""
         node = ir.node(op_type, inputs, attributes, num_outputs=results, name=name)
         for i, output in enumerate(node.outputs):
@@ -67,11 +82,17 @@ class Assembly:
         Args:
             bindings: a value for every input of the piece, by name.
         """
-        unbound = {v.name for v in piece.inputs} ^ set(bindings)
+        names = input_names(piece)
+        unbound = set(names) ^ set(bindings)
         if unbound:
-            raise ValueError(f"{self.name}: inputs of piece {prefix} do not match its bindings: {sorted(unbound)}")
-        values = {v: bindings[v.name] for v in piece.inputs}
-        values |= {v: self._constant(v.const_value) for v in piece.initializers.values()}
+            raise ValueError(
+                f"{self.name}: inputs of piece {prefix} do not match its bindings: "
+                f"{sorted(unbound)}"
+            )
+        values = {v: bindings[name] for v, name in zip(piece.inputs, names, strict=True)}
+        for v in piece.initializers.values():
+            assert v.const_value is not None  # tracing leaves no initializer without its value
+            values[v] = self._constant(v.const_value)
         for node in piece:
             attributes = list(node.attributes.values())
             copy = ir.Node(
@@ -93,11 +114,13 @@ class Assembly:
     def _note_attention(self, node: ir.Node) -> None:
         attributes = Attributes(
             sm_scale=node.attributes["sm_scale"].as_float(),
-            pattern=node.attributes["pattern"].as_string(),
+            pattern=cast(Pattern, node.attributes["pattern"].as_string()),  # Attributes checks it
             qk_l2_norm=bool(node.attributes["qk_l2_norm"].as_int()),
         )
         if self._attention not in (None, attributes):
-            raise ValueError(f"{self.name}: one graph cannot mix {self._attention} and {attributes}")
+            raise ValueError(
+                f"{self.name}: one graph cannot mix {self._attention} and {attributes}"
+            )
         self._attention = attributes
 
     def output(self, name: str, value: ir.Value, dtype: ir.DataType, shape: Sequence[Dim]) -> None:

@@ -17,21 +17,22 @@ class ExportConfig:
     """Settings of one export.
 
     Attributes:
-        precision: dtype of weights and activations. Logits, softmax statistics, norms, `f_hat` and the
-            tokenizer's encoder are float32 in every precision.
-        opset: ONNX opset of the graphs.
+        precision: dtype of weights and activations. Logits, softmax statistics, norms, `f_hat` and
+            the tokenizer's encoder are float32 in every precision.
         verify: compare every graph with PyTorch and write the parity certificate.
     """
 
     precision: Precision = "fp32"
-    opset: int = 20
     verify: bool = True
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
-        if self.opset < 20:
-            raise ValueError(f"opset must be at least 20, got {self.opset}")
+
+    @property
+    def opset(self) -> int:
+        """ONNX opset of the graphs: 20 is the first with Gelu, 22 with bfloat16 convolutions."""
+        return 22 if self.precision == "bf16" else 20
 
     @property
     def dtype(self) -> torch.dtype:

@@ -25,7 +25,9 @@ class ParityError(ExportError):
         limit: largest ratio that would have passed.
     """
 
-    def __init__(self, message: str, *, graph: str, output: str, rms_ratio: float, limit: float) -> None:
+    def __init__(
+        self, message: str, *, graph: str, output: str, rms_ratio: float, limit: float
+    ) -> None:
         super().__init__(message)
         self.graph, self.output, self.rms_ratio, self.limit = graph, output, rms_ratio, limit
 

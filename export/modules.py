@@ -2,7 +2,8 @@
 
 Weights are inputs, so that a module is traced once and serves every block, scale and checkpoint.
 Linear weights come as (in, out). Dtype: activations and weights in the bundle's precision, and
-float32 where a name says `_f32`. N rows (the guided batch), l tokens, C width, Cvae latent channels.
+float32 where a name says `_f32`. N rows (the guided batch), l tokens, C width, Cvae latent
+channels.
 """
 
 from __future__ import annotations
@@ -60,9 +61,17 @@ class EmbedMask(nn.Module):
     """Input of a masked pass, (N, l, C); `h_f32` (N, l, Cvae) is this scale's own contribution."""
 
     def forward(
-        self, x_f32: Tensor, h_f32: Tensor, token_mask: Tensor, word_embed: Tensor, mask_embed: Tensor, pos: Tensor
+        self,
+        x_f32: Tensor,
+        h_f32: Tensor,
+        token_mask: Tensor,
+        word_embed: Tensor,
+        mask_embed: Tensor,
+        pos: Tensor,
     ) -> Tensor:
-        h = torch.where(token_mask.unsqueeze(-1), mask_embed, h_f32.to(word_embed.dtype) @ word_embed)
+        h = torch.where(
+            token_mask.unsqueeze(-1), mask_embed, h_f32.to(word_embed.dtype) @ word_embed
+        )
         return x_f32.to(word_embed.dtype) @ word_embed + h + pos
 
 
@@ -93,12 +102,17 @@ class Block(nn.Module):
         qkv = _norm_modulate(x, scale1, shift1, self.eps) @ qkv_weight + qkv_bias
         attn = attend(qkv.unflatten(-1, self.heads), cu_seqlens, scale_mul, self.attributes)
         x = x + gamma1 * (attn @ proj_weight + proj_bias)
-        hidden = F.gelu(_norm_modulate(x, scale2, shift2, self.eps) @ fc1_weight + fc1_bias, approximate="tanh")
+        hidden = F.gelu(
+            _norm_modulate(x, scale2, shift2, self.eps) @ fc1_weight + fc1_bias, approximate="tanh"
+        )
         return x + gamma2 * (hidden @ fc2_weight + fc2_bias)
 
 
 class Head(nn.Module):
-    """Logits (N, l, V) in float32, from float32 weights: half-precision logits flip close decisions."""
+    """Logits (N, l, V) in float32, from float32 weights.
+
+    Half-precision logits would flip close decisions.
+    """
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -167,7 +181,9 @@ class MaskInput(nn.Module):
         up: Tensor | None,
         down: Tensor | None,
     ) -> Tensor:
-        return _reduce(_phi(_lookup(tokens, codebook, up), phi_weight, phi_bias, self.phi_ratio), down)
+        return _reduce(
+            _phi(_lookup(tokens, codebook, up), phi_weight, phi_bias, self.phi_ratio), down
+        )
 
 
 class LogProb(nn.Module):

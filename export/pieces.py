@@ -1,4 +1,7 @@
-"""Traced pieces of one model, each traced once and used by every graph that needs it."""
+"""Traced pieces of a model, each traced once and used by every graph that needs it.
+
+Only sizes enter; no weight is read.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from torch import Tensor, nn
 from export import modules
 from export.passes import PIPELINE
 from export.to_onnx import Examples, trace
-from hmar.config import HMARConfig
+from hmar.config import HMARConfig, TokenizerConfig
 from hmar.vae import VQVAE
 from plugins_trt.block_sparse_attn.spec import Attributes, Pattern
 
-# Example sizes of symbolic dimensions; all differ, so that torch.export cannot take two for the same.
+# Example sizes of symbolic dimensions; all differ, lest torch.export take two for the same.
 N, LENGTH, PN, NEXT_PN = 2, 3, 5, 7
 
 
@@ -34,7 +37,9 @@ class _WithWeights(nn.Module):
 class Pieces:
     """Graphs of the modules in `export.modules` for one model's sizes and precision."""
 
-    def __init__(self, model: HMARConfig, tokenizer: VQVAE, dtype: torch.dtype, opset: int) -> None:
+    def __init__(
+        self, model: HMARConfig, tokenizer: TokenizerConfig, dtype: torch.dtype, opset: int
+    ) -> None:
         self.model, self.tokenizer, self.dtype, self.opset = model, tokenizer, dtype, opset
         self.side = model.patch_nums[-1]
         self._quantizer = lru_cache(self._trace_quantizer)
@@ -49,18 +54,27 @@ class Pieces:
     def _int(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int32)
 
-    def _trace(self, module: nn.Module, inputs: Examples, outputs: list[str], **dynamic: tuple[int, ...]) -> ir.Graph:
+    def _trace(
+        self, module: nn.Module, inputs: Examples, outputs: list[str], **dynamic: tuple[int, ...]
+    ) -> ir.Graph:
         return run_passes(trace(module, inputs, outputs, dynamic, self.opset), self.opset)
 
     @cached_property
     def class_embedding(self) -> ir.Graph:
-        inputs = {"label": self._int(N), "class_emb": self._empty(self.model.num_classes + 1, self.model.embed_dim)}
+        inputs = {
+            "label": self._int(N),
+            "class_emb": self._empty(self.model.num_classes + 1, self.model.embed_dim),
+        }
         return self._trace(modules.ClassEmbedding(), inputs, ["cond", "act"], label=(0,))
 
     @cached_property
     def modulation(self) -> ir.Graph:
         C = self.model.embed_dim
-        inputs = {"act": self._empty(N, C), "weight": self._empty(C, 6 * C), "bias": self._empty(6 * C)}
+        inputs = {
+            "act": self._empty(N, C),
+            "weight": self._empty(C, 6 * C),
+            "bias": self._empty(6 * C),
+        }
         return self._trace(modules.Modulation(), inputs, ["ada"], act=(0,), weight=(1,), bias=(0,))
 
     @cached_property
@@ -73,7 +87,10 @@ class Pieces:
     def embed_first(self) -> ir.Graph:
         C = self.model.embed_dim
         return self._trace(
-            modules.EmbedFirst(), {"cond": self._empty(N, C), "pos": self._empty(1, C)}, ["x"], cond=(0,)
+            modules.EmbedFirst(),
+            {"cond": self._empty(N, C), "pos": self._empty(1, C)},
+            ["x"],
+            cond=(0,),
         )
 
     @cached_property
@@ -98,7 +115,13 @@ class Pieces:
             "pos": self._empty(LENGTH, C),
         }
         return self._trace(
-            modules.EmbedMask(), inputs, ["x"], x_f32=(0, 1), h_f32=(0, 1), token_mask=(0, 1), pos=(0,)
+            modules.EmbedMask(),
+            inputs,
+            ["x"],
+            x_f32=(0, 1),
+            h_f32=(0, 1),
+            token_mask=(0, 1),
+            pos=(0,),
         )
 
     def _trace_block(self, pattern: Pattern) -> ir.Graph:
@@ -132,11 +155,16 @@ class Pieces:
             "weight_f32": self._f32(C, V),
             "bias_f32": self._f32(V),
         }
-        return self._trace(modules.Head(self.model.norm_eps), inputs, ["logits"], x=(0, 1), ada=(0,))
+        return self._trace(
+            modules.Head(self.model.norm_eps), inputs, ["logits"], x=(0, 1), ada=(0,)
+        )
 
     @cached_property
     def log_prob(self) -> ir.Graph:
-        inputs = {"logits": self._f32(N, LENGTH, self.model.vocab_size), "tokens": self._int(N, LENGTH)}
+        inputs = {
+            "logits": self._f32(N, LENGTH, self.model.vocab_size),
+            "tokens": self._int(N, LENGTH),
+        }
         return self._trace(modules.LogProb(), inputs, ["log_prob"], logits=(0, 1), tokens=(0, 1))
 
     def quantize(self, is_last_scale: bool) -> ir.Graph:
@@ -149,14 +177,18 @@ class Pieces:
         return self._quantizer(modules.QuantizeRest, is_last_scale)
 
     def _trace_quantizer(self, module: type[nn.Module], is_last_scale: bool) -> ir.Graph:
-        """One of the modules between scale grids; at the last scale nothing is enlarged or reduced."""
+        """A module between scale grids; at the last scale nothing is enlarged or reduced."""
         P, Cvae, V = self.side, self.model.latent_channels, self.model.vocab_size
         pn = P if is_last_scale else PN
         latent = {"f_hat": self._f32(N, Cvae, P, P)}
         operands: dict[type[nn.Module], Examples] = {
             modules.Quantize: {"tokens": self._int(N, pn, pn), **latent},
             modules.MaskInput: {"tokens": self._int(N, pn, pn)},
-            modules.QuantizeRest: {"rest": self._f32(N, Cvae, P, P), **latent, "codebook_norm": self._f32(V)},
+            modules.QuantizeRest: {
+                "rest": self._f32(N, Cvae, P, P),
+                **latent,
+                "codebook_norm": self._f32(V),
+            },
         }
         outputs = {
             modules.Quantize: ["f_hat_out"] + ([] if is_last_scale else ["map"]),
@@ -174,27 +206,52 @@ class Pieces:
         }
         free = (0,) if is_last_scale else (0, 1, 2)
         dynamic = {"tokens": free, "f_hat": (0,), "rest": (0,), "up": (1,), "down": (0,)}
-        ratio = self.tokenizer.config.phi_ratio
-        return self._trace(module(ratio), inputs, outputs[module], **{n: d for n, d in dynamic.items() if n in inputs})
+        ratio = self.tokenizer.phi_ratio
+        return self._trace(
+            module(ratio),
+            inputs,
+            outputs[module],
+            **{n: d for n, d in dynamic.items() if n in inputs},
+        )
 
-    @cached_property
-    def decode(self) -> ir.Graph:
-        vae = self.tokenizer
-        # traced in the bundle's dtype; the copies are never given their values
-        decoder, post_quant_conv = (_blank(m, self.dtype) for m in (vae.decoder, vae.post_quant_conv))
-        module = modules.Decode(decoder, post_quant_conv, self.dtype)
-        return self._trace_with_weights(module, self._f32(N, self.model.latent_channels, self.side, self.side), "image")
 
-    @cached_property
-    def latent(self) -> ir.Graph:
-        vae = self.tokenizer
-        side_px = self.side * vae.config.downsampling
-        encoder, quant_conv = (_blank(m, torch.float32) for m in (vae.encoder, vae.quant_conv))
-        return self._trace_with_weights(modules.Latent(encoder, quant_conv), self._f32(N, 3, side_px, side_px), "latent")
+@lru_cache(maxsize=4)
+def pieces_for(
+    model: HMARConfig, tokenizer: TokenizerConfig, dtype: torch.dtype, opset: int
+) -> Pieces:
+    """Pieces of a model, kept for further exports of models of the same sizes."""
+    return Pieces(model, tokenizer, dtype, opset)
 
-    def _trace_with_weights(self, module: nn.Module, operand: Tensor, output: str) -> ir.Graph:
-        inputs = {"operand": operand, "weights": dict(module.named_parameters())}
-        return self._trace(_WithWeights(module), inputs, [output], operand=(0,))
+
+@lru_cache(maxsize=4)
+def trace_decoder(config: TokenizerConfig, side: int, dtype: torch.dtype, opset: int) -> ir.Graph:
+    """Graph of `modules.Decode`; the weights are inputs, named as in the tokenizer."""
+    vae = _shapes_only(config)
+    module = modules.Decode(_blank(vae.decoder, dtype), _blank(vae.post_quant_conv, dtype), dtype)
+    operand = torch.empty(N, config.latent_channels, side, side)
+    return _trace_network(module, operand, "image", opset)
+
+
+@lru_cache(maxsize=4)
+def trace_encoder(config: TokenizerConfig, side: int, opset: int) -> ir.Graph:
+    """Graph of `modules.Latent`; the weights are inputs, named as in the tokenizer."""
+    vae, side_px = _shapes_only(config), side * config.downsampling
+    module = modules.Latent(
+        _blank(vae.encoder, torch.float32), _blank(vae.quant_conv, torch.float32)
+    )
+    return _trace_network(module, torch.empty(N, 3, side_px, side_px), "latent", opset)
+
+
+def _trace_network(module: nn.Module, operand: Tensor, output: str, opset: int) -> ir.Graph:
+    inputs: Examples = {"operand": operand, "weights": dict(module.named_parameters())}
+    return run_passes(
+        trace(_WithWeights(module), inputs, [output], {"operand": (0,)}, opset), opset
+    )
+
+
+def _shapes_only(config: TokenizerConfig) -> VQVAE:
+    with torch.device("meta"):
+        return VQVAE(config, (1, 2))
 
 
 def run_passes(graph: ir.Graph, opset: int) -> ir.Graph:
@@ -208,5 +265,8 @@ def run_passes(graph: ir.Graph, opset: int) -> ir.Graph:
 
 def _blank(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The same module with uninitialised parameters of a dtype."""
-    memo = {id(p): nn.Parameter(torch.empty(p.shape, dtype=dtype), requires_grad=False) for p in module.parameters()}
+    memo = {
+        id(p): nn.Parameter(torch.empty(p.shape, dtype=dtype), requires_grad=False)
+        for p in module.parameters()
+    }
     return copy.deepcopy(module, memo)

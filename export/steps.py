@@ -27,7 +27,11 @@ class StepSpec:
 
     @property
     def name(self) -> str:
-        return self.kind if self.scale_idx is None else f"{self.kind}_s{self.scale_idx:02d}_pn{self.pn:02d}"
+        return (
+            self.kind
+            if self.scale_idx is None
+            else f"{self.kind}_s{self.scale_idx:02d}_pn{self.pn:02d}"
+        )
 
 
 class Catalogue:
@@ -43,7 +47,13 @@ class Catalogue:
         """All graphs of the bundle."""
         scales = list(enumerate(self.model.patch_nums))
         last = len(scales) - 1
-        steps = [self._cond(), self._embed_first(), self._embed("ns"), self._trunk("ns"), self._prefix()]
+        steps = [
+            self._cond(),
+            self._embed_first(),
+            self._embed("ns"),
+            self._trunk("ns"),
+            self._prefix(),
+        ]
         if "mask" in self.branches:
             steps += [self._embed("mask"), self._trunk("mask")]
         for k, pn in scales:
@@ -57,7 +67,9 @@ class Catalogue:
         """Outputs of `cond` that one branch takes."""
         layers = {"base": self.model.base_layers, branch: self.model.branch_layers}
         width = 6 * self.model.embed_dim
-        ada = tuple(Spec(f"ada_{group}", self.act, (rows, n, width)) for group, n in layers.items() if n)
+        ada = tuple(
+            Spec(f"ada_{group}", self.act, (rows, n, width)) for group, n in layers.items() if n
+        )
         return (*ada, Spec(f"head_{branch}", self.act, (rows, 1, 2 * self.model.embed_dim)))
 
     def _map(self, rows: str, length: int | str, name: str = "map") -> Spec:
@@ -80,23 +92,37 @@ class Catalogue:
     def _cond(self) -> StepSpec:
         outputs = {s.name: s for branch in self.branches for s in self.modulation(branch)}
         return StepSpec(
-            kind="cond", inputs=(Spec("label", "int32", ("N",)),), outputs=(self._cond_rows, *outputs.values())
+            kind="cond",
+            inputs=(Spec("label", "int32", ("N",)),),
+            outputs=(self._cond_rows, *outputs.values()),
         )
 
     def _embed_first(self) -> StepSpec:
         return StepSpec(kind="embed_first", inputs=(self._cond_rows,), outputs=(self._x(1),))
 
     def _mask_operands(self, length: int | str) -> tuple[Spec, ...]:
-        return (self._map("N", length), self._map("N", length, "h"), Spec("token_mask", "bool", ("N", length)))
+        return (
+            self._map("N", length),
+            self._map("N", length, "h"),
+            Spec("token_mask", "bool", ("N", length)),
+        )
 
     def _embed(self, branch: str) -> StepSpec:
         operands = (self._map("N", "l"),) if branch == "ns" else self._mask_operands("l")
         kind: Kind = "embed_ns" if branch == "ns" else "embed_mask"
-        return StepSpec(kind=kind, inputs=(*operands, Spec("positions", "int32", ("l",))), outputs=(self._x("l"),))
+        return StepSpec(
+            kind=kind,
+            inputs=(*operands, Spec("positions", "int32", ("l",))),
+            outputs=(self._x("l"),),
+        )
 
     def _trunk(self, branch: str) -> StepSpec:
         kind: Kind = "ns_trunk" if branch == "ns" else "mask_trunk"
-        inputs = (self._x("l"), *self.modulation(branch), Spec("cu_seqlens", "int32", ("blocks_plus_1",)))
+        inputs = (
+            self._x("l"),
+            *self.modulation(branch),
+            Spec("cu_seqlens", "int32", ("blocks_plus_1",)),
+        )
         return StepSpec(kind=kind, inputs=inputs, outputs=(self._logits("N", "l"),))
 
     def _prefix(self) -> StepSpec:
@@ -111,19 +137,31 @@ class Catalogue:
     def _ns(self, k: int, pn: int) -> StepSpec:
         operand = self._cond_rows if k == 0 else self._map("N", pn * pn)
         inputs = (operand, *self.modulation("ns"))
-        return StepSpec(kind="ns", scale_idx=k, pn=pn, inputs=inputs, outputs=(self._logits("N", pn * pn),))
+        return StepSpec(
+            kind="ns", scale_idx=k, pn=pn, inputs=inputs, outputs=(self._logits("N", pn * pn),)
+        )
 
     def _mask(self, k: int, pn: int) -> StepSpec:
         inputs = (*self._mask_operands(pn * pn), *self.modulation("mask"))
-        return StepSpec(kind="mask", scale_idx=k, pn=pn, inputs=inputs, outputs=(self._logits("N", pn * pn),))
+        return StepSpec(
+            kind="mask", scale_idx=k, pn=pn, inputs=inputs, outputs=(self._logits("N", pn * pn),)
+        )
 
     def _mask_input(self, k: int, pn: int) -> StepSpec:
         inputs = (Spec("tokens", "int32", ("B", pn, pn)),)
-        return StepSpec(kind="mask_input", scale_idx=k, pn=pn, inputs=inputs, outputs=(self._map("B", pn * pn, "h"),))
+        return StepSpec(
+            kind="mask_input",
+            scale_idx=k,
+            pn=pn,
+            inputs=inputs,
+            outputs=(self._map("B", pn * pn, "h"),),
+        )
 
     def _quant(self, k: int, pn: int, next_pn: int | None) -> StepSpec:
         inputs = (Spec("tokens", "int32", ("B", pn, pn)), self._f_hat())
-        outputs = (self._f_hat("f_hat_out"),) + ((self._map("B", next_pn * next_pn),) if next_pn else ())
+        outputs = (self._f_hat("f_hat_out"),) + (
+            (self._map("B", next_pn * next_pn),) if next_pn else ()
+        )
         return StepSpec(kind="quant", scale_idx=k, pn=pn, inputs=inputs, outputs=outputs)
 
     def _image(self) -> Spec:
@@ -140,7 +178,11 @@ class Catalogue:
         L = self.model.seq_len
         rows = {s.name: s for branch in self.branches for s in self.modulation(branch)}
         inputs: list[Spec] = [Spec("tokens", "int32", ("N", L))]
-        outputs = [Spec("ns_log_prob", "float32", ("N", L)), self._logits("N", L, "ns_logits"), self._map("N", L - 1)]
+        outputs = [
+            Spec("ns_log_prob", "float32", ("N", L)),
+            self._logits("N", L, "ns_logits"),
+            self._map("N", L - 1),
+        ]
         if "mask" in self.branches:
             inputs.append(Spec("token_mask", "bool", ("N", L)))
             outputs += [
@@ -148,4 +190,6 @@ class Catalogue:
                 self._logits("N", L, "mask_logits"),
                 self._map("N", L - 1, "h"),
             ]
-        return StepSpec(kind="score", inputs=(*inputs, self._cond_rows, *rows.values()), outputs=tuple(outputs))
+        return StepSpec(
+            kind="score", inputs=(*inputs, self._cond_rows, *rows.values()), outputs=tuple(outputs)
+        )

@@ -6,6 +6,7 @@ Linear weights are stored (in, out), as ONNX MatMul takes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ Loader = Callable[[], Tensor]
 def lay_out(weights: WeightsFile, model: HMAR, tokenizer: VQVAE, dtype: torch.dtype) -> None:
     """Reserves a place in the weights file for every tensor that the graphs use."""
     C = model.config.embed_dim
-    weights.add("class_emb", dtype, tuple(model.class_emb.weight.shape), lambda: model.class_emb.weight)
+    weights.add(
+        "class_emb", dtype, tuple(model.class_emb.weight.shape), lambda: model.class_emb.weight
+    )
     weights.add("pos", dtype, (model.config.seq_len, C), lambda: positions(model))
     _add_linear(weights, "word_embed", dtype, model.word_embed, bias=False)
     if model.config.shared_aln:
@@ -36,7 +39,9 @@ def lay_out(weights: WeightsFile, model: HMAR, tokenizer: VQVAE, dtype: torch.dt
         _add_block(weights, name, dtype, block)
     for branch in ("ns", "mask") if model.config.has_mask_branch else ("ns",):
         _add_linear(weights, f"{branch}_head", torch.float32, getattr(model, f"{branch}_head"))
-        _add_linear(weights, f"{branch}_head.ada", dtype, getattr(model, f"{branch}_head_nm").ada_lin[1])
+        _add_linear(
+            weights, f"{branch}_head.ada", dtype, getattr(model, f"{branch}_head_nm").ada_lin[1]
+        )
     if model.config.has_mask_branch:
         weights.add("mask_embed", dtype, (C,), lambda: model.mask_embed.weight[0])
     _add_tokenizer(weights, tokenizer, dtype)
@@ -44,7 +49,9 @@ def lay_out(weights: WeightsFile, model: HMAR, tokenizer: VQVAE, dtype: torch.dt
 
 def named_blocks(model: HMAR) -> Iterator[tuple[str, Block]]:
     """All transformer blocks with their names."""
-    groups = ["base_blocks", "ns_blocks"] + (["mask_blocks"] if model.config.has_mask_branch else [])
+    groups = ["base_blocks", "ns_blocks"] + (
+        ["mask_blocks"] if model.config.has_mask_branch else []
+    )
     for group in groups:
         for i, block in enumerate(getattr(model, group)):
             yield f"{group}.{i}", block
@@ -53,7 +60,8 @@ def named_blocks(model: HMAR) -> Iterator[tuple[str, Block]]:
 def positions(model: HMAR) -> Tensor:
     """Everything that is added to an embedded token, (L, C): scale, position and the word bias.
 
-    Row 0 belongs to scale 0, whose input is the class embedding: it holds `pos_start`, not the word bias.
+    Row 0 belongs to scale 0, whose input is the class embedding: it holds `pos_start`, not the word
+    bias.
     """
     pos = model.lvl_pos() + model.word_embed_bias
     pos[0] = model.pos_start[0, 0] + model.lvl_pos()[0]
@@ -75,7 +83,8 @@ def area_matrix(side: int, reduced: int) -> np.ndarray:
 def bicubic_matrix(side: int, source: int) -> np.ndarray:
     """Bicubic enlargement of a side, (side, source) float32.
 
-    Convolution kernel with a = -0.75 (Keys 1981), half-pixel centres, edges clamped, no antialiasing.
+    Convolution kernel with a = -0.75 (Keys 1981), half-pixel centres, edges clamped, no
+    antialiasing.
     """
     a = -0.75
 
@@ -95,9 +104,12 @@ def bicubic_matrix(side: int, source: int) -> np.ndarray:
 
 
 def _add_linear(
-    weights: WeightsFile, name: str, dtype: torch.dtype, linear: torch.nn.Linear, bias: bool = True
+    weights: WeightsFile, name: str, dtype: torch.dtype, linear: torch.nn.Module, bias: bool = True
 ) -> None:
-    weights.add(f"{name}.weight", dtype, (linear.in_features, linear.out_features), lambda: linear.weight.T)
+    assert isinstance(linear, torch.nn.Linear)
+    weights.add(
+        f"{name}.weight", dtype, (linear.in_features, linear.out_features), lambda: linear.weight.T
+    )
     if bias:
         weights.add(f"{name}.bias", dtype, (linear.out_features,), lambda: linear.bias)
 
@@ -107,7 +119,9 @@ def _add_block(weights: WeightsFile, name: str, dtype: torch.dtype, block: Block
     _add_linear(weights, f"{name}.qkv", dtype, block.attn.mat_qkv, bias=False)
     weights.add(f"{name}.qkv.bias", dtype, (3 * C,), block.attn.qkv_bias)
     if block.attn.l2_norm:
-        weights.add(f"{name}.scale_mul", torch.float32, (block.attn.num_heads,), block.attn.scale_mul)
+        weights.add(
+            f"{name}.scale_mul", torch.float32, (block.attn.num_heads,), block.attn.scale_mul
+        )
     for ours, theirs in BLOCK_LINEARS.items():
         _add_linear(weights, f"{name}.{ours}", dtype, block.get_submodule(theirs))
     if hasattr(block, "ada_lin"):
@@ -122,10 +136,12 @@ def _add_tokenizer(weights: WeightsFile, tokenizer: VQVAE, dtype: torch.dtype) -
     weights.add("codebook", f32, (V, Cvae), lambda: quant.embedding.weight)
     weights.add("codebook.norm", f32, (V,), lambda: quant.embedding.weight.square().sum(1))
     for j, conv in enumerate(quant.quant_resi.qresi_ls):
-        weights.add(f"phi.{j}.weight", f32, (Cvae, Cvae, 3, 3), lambda conv=conv: conv.weight)
-        weights.add(f"phi.{j}.bias", f32, (Cvae,), lambda conv=conv: conv.bias)
+        phi = f"phi.{j}"
+        weights.add(f"{phi}.weight", f32, (Cvae, Cvae, 3, 3), partial(conv.get_parameter, "weight"))
+        weights.add(f"{phi}.bias", f32, (Cvae,), partial(conv.get_parameter, "bias"))
     for name, parameter in tokenizer.named_parameters():
         if not name.startswith("quantize."):
             # an image's tokens are exact decisions, so the encoder keeps full precision
             kept = f32 if name.startswith(("encoder.", "quant_conv.")) else dtype
-            weights.add(name, kept, tuple(parameter.shape), lambda parameter=parameter: parameter)
+            load = partial(tokenizer.get_parameter, name)
+            weights.add(name, kept, tuple(parameter.shape), load)

@@ -12,12 +12,18 @@ import torch
 from torch import nn
 
 logger = logging.getLogger(__name__)
+# It warns about torchvision, which nothing here uses, once per traced module.
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 Examples = Mapping[str, torch.Tensor | Mapping[str, torch.Tensor] | None]
 
 
 def trace(
-    module: nn.Module, inputs: Examples, outputs: Sequence[str], dynamic: Mapping[str, Sequence[int]], opset: int
+    module: nn.Module,
+    inputs: Examples,
+    outputs: Sequence[str],
+    dynamic: Mapping[str, Sequence[int]],
+    opset: int,
 ) -> ir.Graph:
     """ONNX graph of a module whose weights are all inputs.
 
@@ -41,7 +47,8 @@ def trace(
             names.append(name)
             shapes[name] = {d: torch.export.Dim.DYNAMIC for d in dynamic.get(name, ())}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # raised inside torch.export about its own code
+        # raised inside torch.export about its own code
+        warnings.simplefilter("ignore", FutureWarning)
         program = torch.export.export(module, (), kwargs=dict(inputs), dynamic_shapes=shapes)
         onnx_program = torch.onnx.export(
             program,
@@ -53,5 +60,6 @@ def trace(
             input_names=names,
             output_names=list(outputs),
         )
+    assert onnx_program is not None  # None comes from the exporter without dynamo only
     logger.debug("traced %s in %.1f s", type(module).__name__, time.perf_counter() - start)
     return onnx_program.model.graph

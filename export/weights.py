@@ -16,7 +16,8 @@ IR_DTYPES = {
     torch.bfloat16: ir.DataType.BFLOAT16,
     torch.int32: ir.DataType.INT32,
 }
-# ONNX advises page-aligned tensors so that they can be memory-mapped; small ones would be mostly padding.
+# ONNX advises page-aligned tensors so that they can be memory-mapped; small ones would be mostly
+# padding.
 PAGE, LINE, LARGE = 4096, 64, 1 << 18
 
 
@@ -49,7 +50,13 @@ class WeightsFile:
         self.entries: dict[str, Entry] = {}
         self._end = 0
 
-    def add(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], load: Callable[[], torch.Tensor]) -> None:
+    def add(
+        self,
+        name: str,
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+        load: Callable[[], torch.Tensor],
+    ) -> None:
         """Reserves a place; `load` must return `shape`, in any dtype, when the file is written."""
         if name in self.entries:
             raise ValueError(f"weights: {name} is already there")
@@ -63,15 +70,24 @@ class WeightsFile:
         """Names rows start..stop-1 of another tensor, without storing them twice."""
         entry = self.entries[source]
         row = entry.dtype.itemsize * torch.Size(entry.shape[1:]).numel()
-        self.entries[name] = Entry(entry.dtype, (stop - start, *entry.shape[1:]), entry.offset + start * row, None)
+        self.entries[name] = Entry(
+            entry.dtype, (stop - start, *entry.shape[1:]), entry.offset + start * row, None
+        )
 
     def initializer(self, name: str) -> ir.Value:
         """An ONNX initializer that points into the file."""
         entry = self.entries[name]
         tensor = ir.ExternalTensor(
-            self.location, entry.offset, entry.nbytes, IR_DTYPES[entry.dtype], shape=ir.Shape(entry.shape), name=name
+            self.location,
+            entry.offset,
+            entry.nbytes,
+            IR_DTYPES[entry.dtype],
+            shape=ir.Shape(entry.shape),
+            name=name,
         )
-        return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        return ir.Value(
+            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
 
     @property
     def nbytes(self) -> int:
@@ -89,10 +105,12 @@ class WeightsFile:
                     continue
                 tensor = entry.load().detach()
                 if tuple(tensor.shape) != entry.shape:
-                    raise ValueError(f"weights: {name} is {tuple(tensor.shape)}, declared as {entry.shape}")
+                    raise ValueError(
+                        f"weights: {name} is {tuple(tensor.shape)}, declared as {entry.shape}"
+                    )
                 file.write(b"\0" * (entry.offset - file.tell()))
-                contiguous = tensor.to(entry.dtype).contiguous()
-                file.write(contiguous.view(torch.uint8).numpy() if contiguous.dim() else contiguous.numpy().tobytes())
+                flat = tensor.to(entry.dtype).contiguous().view(-1)
+                file.write(flat.view(torch.uint8).numpy().data)
                 yield name, file.tell()
 
 

@@ -1,7 +1,8 @@
-"""Published checkpoints to models: read safely, understood from keys and shapes, checked strictly."""
+"""Published checkpoint to model: read safely, understood from keys and shapes, checked strictly."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import pickle
 import re
@@ -39,10 +40,11 @@ def load_hmar(
     """The transformer in a checkpoint, float32 on the CPU, in eval mode.
 
     Args:
-        paths: a merged HMAR file; or a next-scale stage file; or the next-scale and the masked stage
-            files, in any order, which are merged.
-        branch_layers: blocks per branch of stage files. By default the leading blocks that both stages
-            share tell; where they share none, 8 as in all published models, or half the depth if less.
+        paths: a merged HMAR file; or a next-scale stage file; or the next-scale and the masked
+            stage files, in any order, which are merged.
+        branch_layers: blocks per branch of stage files. By default the leading blocks that both
+            stages share tell; where they share none, 8 as in all published models, or half the
+            depth if less.
         num_heads: only for models without q/k L2 norm, whose keys do not tell; default width / 64.
 
     Raises:
@@ -51,13 +53,17 @@ def load_hmar(
         CheckpointValueError: weights are not finite or the files do not belong together.
     """
     if not 1 <= len(paths) <= 2:
-        raise ValueError(f"expected one checkpoint or a pair of stage checkpoints, got {len(paths)} files")
+        raise ValueError(
+            f"expected one checkpoint or a pair of stage checkpoints, got {len(paths)} files"
+        )
     wanted: tuple[Kind, ...] = ("HMAR", "next-scale stage", "masked stage")
     states = {}
     for path in paths:
         kind, state = read_checkpoint(path, wanted)
         if kind in states:
-            raise CheckpointValueError(f"{path}: a second {kind} file; a pair is one next-scale and one masked stage")
+            raise CheckpointValueError(
+                f"{path}: a second {kind} file; a pair is one next-scale and one masked stage"
+            )
         states[kind] = state
     name = " + ".join(str(p) for p in paths)
     if "HMAR" in states:
@@ -65,9 +71,13 @@ def load_hmar(
             raise CheckpointValueError(f"{name}: a merged HMAR file needs no second checkpoint")
         state = states["HMAR"]
     elif "next-scale stage" in states:
-        state = merge_stages(states["next-scale stage"], states.get("masked stage"), branch_layers, name)
+        state = merge_stages(
+            states["next-scale stage"], states.get("masked stage"), branch_layers, name
+        )
     else:
-        raise CheckpointValueError(f"{name}: a masked stage alone cannot generate; add the next-scale stage file")
+        raise CheckpointValueError(
+            f"{name}: a masked stage alone cannot generate; add the next-scale stage file"
+        )
     config = infer_hmar_config(state, name, num_heads)
     return _build(lambda: HMAR(config), state, name, derived_shapes=_derived_hmar(config))
 
@@ -96,8 +106,8 @@ def check_pair(model: HMAR, tokenizer: VQVAE) -> None:
     ):
         if ours != theirs:
             raise CheckpointValueError(
-                f"wrong tokenizer: its {what} is {theirs}, the transformer was trained with {ours}; "
-                "pass the tokenizer file that was published with this checkpoint"
+                f"wrong tokenizer: its {what} is {theirs}, the transformer was trained with "
+                f"{ours}; pass the tokenizer file that was published with this checkpoint"
             )
 
 
@@ -112,16 +122,28 @@ def read_checkpoint(path: Path, wanted: Sequence[Kind]) -> tuple[Kind, StateDict
     path = Path(path)
     if not path.is_file():
         raise CheckpointReadError(f"{path}: no such file")
+    _check_sidecar(path)
     found = []
     for label, state in _state_dicts(_read(path)):
         state = _strip_prefixes(state)
         kind = _kind(state)
         if kind in wanted:
-            logger.info("%s: %s%s, %d tensors", path.name, kind, f" under {label!r}" if label else "", len(state))
+            logger.info(
+                "%s: %s%s, %d tensors",
+                path.name,
+                kind,
+                f" under {label!r}" if label else "",
+                len(state),
+            )
             return kind, state
-        found.append(f"{kind or 'an unknown layout'} ({len(state)} tensors, e.g. {next(iter(state))!r})")
+        found.append(
+            f"{kind or 'an unknown layout'} ({len(state)} tensors, e.g. {next(iter(state))!r})"
+        )
     expected = " or ".join(wanted)
-    raise CheckpointReadError(f"{path}: expected a checkpoint of kind {expected}, found {', '.join(found) or 'no tensors'}")
+    raise CheckpointReadError(
+        f"{path}: expected a checkpoint of kind {expected}, "
+        f"found {', '.join(found) or 'no tensors'}"
+    )
 
 
 def _read(path: Path) -> object:
@@ -129,7 +151,9 @@ def _read(path: Path) -> object:
         try:
             return safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise CheckpointReadError(f"{path}: damaged or not a safetensors file ({error}); download it again") from error
+            raise CheckpointReadError(
+                f"{path}: damaged or not a safetensors file ({error}); download it again"
+            ) from error
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
         _check_archive(path)
@@ -138,10 +162,27 @@ def _read(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise CheckpointReadError(
             f"{path}: refused, since loading it would run code or it is not a checkpoint "
-            f"({str(error).splitlines()[0]}); a checkpoint must hold tensors and plain containers only"
+            f"({str(error).splitlines()[0]}); "
+            "a checkpoint must hold tensors and plain containers only"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointReadError(f"{path}: damaged or not a checkpoint ({error}); download it again") from error
+        raise CheckpointReadError(
+            f"{path}: damaged or not a checkpoint ({error}); download it again"
+        ) from error
+
+
+def _check_sidecar(path: Path) -> None:
+    """Compares a file with the `FILE.sha256` beside it, in sha256sum's format, if there is one."""
+    sidecar = path.with_name(f"{path.name}.sha256")
+    if not sidecar.is_file():
+        return
+    expected = sidecar.read_text(encoding="utf-8", errors="replace").split()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not expected or expected[0].lower() != digest:
+        raise CheckpointReadError(
+            f"{path}: sha256 is {digest}, {sidecar.name} says {expected[:1]}; download it again"
+        )
 
 
 def _check_archive(path: Path) -> None:
@@ -150,9 +191,13 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise CheckpointReadError(f"{path}: damaged archive ({error}); download it again") from error
+        raise CheckpointReadError(
+            f"{path}: damaged archive ({error}); download it again"
+        ) from error
     if damaged is not None:
-        raise CheckpointReadError(f"{path}: checksum mismatch in record {damaged!r}; download it again")
+        raise CheckpointReadError(
+            f"{path}: checksum mismatch in record {damaged!r}; download it again"
+        )
 
 
 def _state_dicts(obj: object, label: str = "") -> Iterator[tuple[str, StateDict]]:
@@ -186,17 +231,22 @@ def _kind(state: StateDict) -> Kind | None:
 # --- the two training stages --------------------------------------------------------------------
 
 
-def merge_stages(nsp: StateDict, mp: StateDict | None, branch_layers: int | None, name: str) -> StateDict:
-    """State dict of a merged HMAR from the next-scale stage and, unless it is None, the masked stage."""
+def merge_stages(
+    nsp: StateDict, mp: StateDict | None, branch_layers: int | None, name: str
+) -> StateDict:
+    """State dict of a merged HMAR from the next-scale stage and, if given, the masked stage."""
     depth = _count(nsp, "blocks")
     n = branch_layers if branch_layers is not None else _infer_branch_layers(nsp, mp, depth)
     if not 0 <= n <= depth:
-        raise CheckpointValueError(f"{name}: branch_layers is {n}, the stage files have {depth} blocks")
+        raise CheckpointValueError(
+            f"{name}: branch_layers is {n}, the stage files have {depth} blocks"
+        )
     merged = {_merged_name(key, "ns", depth - n): tensor for key, tensor in nsp.items()}
     if mp is not None:
         if _count(mp, "blocks") != depth:
             raise CheckpointValueError(
-                f"{name}: the next-scale stage has {depth} blocks, the masked stage {_count(mp, 'blocks')}"
+                f"{name}: the next-scale stage has {depth} blocks, "
+                f"the masked stage {_count(mp, 'blocks')}"
             )
         for key, tensor in mp.items():
             new = _merged_name(key, "mask", depth - n)
@@ -208,7 +258,11 @@ def merge_stages(nsp: StateDict, mp: StateDict | None, branch_layers: int | None
 def _merged_name(key: str, branch: str, base_layers: int) -> str:
     if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
         i = int(match[1])
-        return f"base_blocks.{i}.{match[2]}" if i < base_layers else f"{branch}_blocks.{i - base_layers}.{match[2]}"
+        return (
+            f"base_blocks.{i}.{match[2]}"
+            if i < base_layers
+            else f"{branch}_blocks.{i - base_layers}.{match[2]}"
+        )
     if key.startswith(("head.", "head_nm.")):
         return f"{branch}_{key}"
     return "word_embed_bias" if key == "word_embed.bias" else key
@@ -223,7 +277,9 @@ def _infer_branch_layers(nsp: StateDict, mp: StateDict | None, depth: int) -> in
         if not all(k in mp and torch.equal(nsp[k], mp[k]) for k in keys):
             break
     if shared == 0:
-        logger.warning("the stages share no frozen blocks; taking the last %d blocks as the branches", default)
+        logger.warning(
+            "the stages share no frozen blocks; taking the last %d blocks as the branches", default
+        )
         return default
     return depth - shared
 
@@ -239,12 +295,19 @@ def _count(state: Mapping[str, Tensor], group: str) -> int:
 def _require(state: StateDict, names: Sequence[str], source: str) -> None:
     missing = tuple(n for n in names if n not in state)
     if missing:
-        raise CheckpointKeyError(f"{source}: missing keys that tell the model's size: {', '.join(missing)}", missing=missing)
+        raise CheckpointKeyError(
+            f"{source}: missing keys that tell the model's size: {', '.join(missing)}",
+            missing=missing,
+        )
 
 
 def infer_hmar_config(state: StateDict, source: str, num_heads: int | None = None) -> HMARConfig:
     """Sizes of a merged HMAR from its keys and shapes."""
-    _require(state, ("class_emb.weight", "pos_1LC", "lvl_embed.weight", "word_embed.weight", "ns_head.weight"), source)
+    _require(
+        state,
+        ("class_emb.weight", "pos_1LC", "lvl_embed.weight", "word_embed.weight", "ns_head.weight"),
+        source,
+    )
     classes, width = state["class_emb.weight"].shape
     branch_layers = _count(state, "ns_blocks")
     scale_mul = next((t for n, t in state.items() if n.endswith("attn.scale_mul_1H11")), None)
@@ -276,13 +339,16 @@ def _infer_patch_nums(state: StateDict, source: str) -> tuple[int, ...]:
         counts = torch.bincount(state["lvl_1L"].flatten().long()).tolist()
         patch_nums = tuple(round(c**0.5) for c in counts)
         if [pn * pn for pn in patch_nums] != counts or sum(counts) != seq_len:
-            raise CheckpointValueError(f"{source}: lvl_1L holds scales of {counts} tokens, for {seq_len} positions")
+            raise CheckpointValueError(
+                f"{source}: lvl_1L holds scales of {counts} tokens, for {seq_len} positions"
+            )
         return patch_nums
     for patch_nums in (PATCH_NUMS_256, PATCH_NUMS_512):
         if sum(pn * pn for pn in patch_nums) == seq_len:
             return patch_nums
     raise CheckpointKeyError(
-        f"{source}: {seq_len} positions fit no published list of scales, and the key lvl_1L that tells is missing",
+        f"{source}: {seq_len} positions fit no published list of scales, "
+        "and the key lvl_1L that tells is missing",
         missing=("lvl_1L",),
     )
 
@@ -310,7 +376,9 @@ def _derived_hmar(config: HMARConfig) -> dict[str, tuple[int, ...]]:
     if config.has_mask_branch:
         blocks.append(("mask_blocks", config.branch_layers))
     shapes: dict[str, tuple[int, ...]] = {"lvl_1L": (1, L), "attn_bias_for_masking": (1, 1, L, L)}
-    shapes |= {f"{g}.{i}.attn.zero_k_bias": (config.embed_dim,) for g, n in blocks for i in range(n)}
+    shapes |= {
+        f"{g}.{i}.attn.zero_k_bias": (config.embed_dim,) for g, n in blocks for i in range(n)
+    }
     return shapes
 
 
@@ -318,7 +386,10 @@ def _derived_hmar(config: HMARConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _build(
-    make: Callable[[], nn.Module], state: StateDict, source: str, derived_shapes: Mapping[str, tuple[int, ...]]
+    make: Callable[[], nn.Module],
+    state: StateDict,
+    source: str,
+    derived_shapes: Mapping[str, tuple[int, ...]],
 ) -> nn.Module:
     """A model with the given weights, after comparing every name, shape and value."""
     with torch.device("meta"):
@@ -332,12 +403,16 @@ def _build(
 
 
 def _check_keys(
-    state: StateDict, expected: Mapping[str, tuple[int, ...]], derived: Mapping[str, tuple[int, ...]], source: str
+    state: StateDict,
+    expected: Mapping[str, tuple[int, ...]],
+    derived: Mapping[str, tuple[int, ...]],
+    source: str,
 ) -> None:
     missing = tuple(n for n in expected if n not in state)
     unexpected = tuple(n for n in state if n not in expected and n not in derived)
     misshapen = {
-        n: (tuple(state[n].shape), shape) for n, shape in {**expected, **derived}.items()
+        n: (tuple(state[n].shape), shape)
+        for n, shape in {**expected, **derived}.items()
         if n in state and tuple(state[n].shape) != shape
     }
     if not (missing or unexpected or misshapen):
@@ -345,7 +420,13 @@ def _check_keys(
     groups = (
         ("missing", [f"{n} {list(expected[n])}" for n in missing]),
         ("unexpected", [f"{n} {list(state[n].shape)}" for n in unexpected]),
-        ("misshapen", [f"{n}: found {list(got)}, expected {list(want)}" for n, (got, want) in misshapen.items()]),
+        (
+            "misshapen",
+            [
+                f"{n}: found {list(got)}, expected {list(want)}"
+                for n, (got, want) in misshapen.items()
+            ],
+        ),
     )
     lines = [f"{source}: the keys do not fit the published layout"]
     for title, items in groups:
@@ -353,7 +434,9 @@ def _check_keys(
             more = [f"… and {len(items) - LISTED} more"] if len(items) > LISTED else []
             lines.append(f"  {title} ({len(items)}):")
             lines += [f"    {item}" for item in items[:LISTED] + more]
-    raise CheckpointKeyError("\n".join(lines), missing=missing, unexpected=unexpected, misshapen=misshapen)
+    raise CheckpointKeyError(
+        "\n".join(lines), missing=missing, unexpected=unexpected, misshapen=misshapen
+    )
 
 
 def _check_values(weights: StateDict, state: StateDict, source: str) -> None:
@@ -365,9 +448,11 @@ def _check_values(weights: StateDict, state: StateDict, source: str) -> None:
     if bad:
         more = f" and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
         raise CheckpointValueError(
-            f"{source}: weights that are not finite or beyond ±{MAX_ABS:g}: {', '.join(bad[:LISTED])}{more}; "
-            "the file is damaged or training diverged"
+            f"{source}: weights that are not finite or beyond ±{MAX_ABS:g}: "
+            f"{', '.join(bad[:LISTED])}{more}; the file is damaged or training diverged"
         )
     for name, tensor in state.items():
         if name.endswith("zero_k_bias") and tensor.any():
-            raise CheckpointValueError(f"{source}: {name} must be zero; models with a key bias are not supported")
+            raise CheckpointValueError(
+                f"{source}: {name} must be zero; models with a key bias are not supported"
+            )

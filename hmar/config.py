@@ -71,11 +71,15 @@ class HMARConfig:
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
+            )
         if not 0 <= self.branch_layers <= self.depth:
             raise ValueError(f"branch_layers must be in 0..{self.depth}, got {self.branch_layers}")
         if len(self.patch_nums) < 2 or self.patch_nums[0] != 1:
-            raise ValueError(f"patch_nums must start with 1 and have at least two scales, got {self.patch_nums}")
+            raise ValueError(
+                f"patch_nums must start with 1 and have at least two scales, got {self.patch_nums}"
+            )
         if any(b <= a for a, b in zip(self.patch_nums, self.patch_nums[1:], strict=False)):
             raise ValueError(f"patch_nums must increase, got {self.patch_nums}")
 
@@ -102,7 +106,7 @@ class HMARConfig:
 
     @property
     def attn_scale(self) -> float:
-        """Softmax scale: 1 with q/k L2 norm (the learned scale replaces it), else 0.25 / sqrt(d)."""
+        """Softmax scale: 1 with q/k L2 norm (a learned scale replaces it), else 0.25 / sqrt(d)."""
         return 1.0 if self.attn_l2_norm else 0.25 * self.head_dim**-0.5
 
     def scale_slices(self) -> tuple[slice, ...]:
@@ -126,7 +130,38 @@ def _preset(depth: int, patch_nums: tuple[int, ...], shared_aln: bool = False) -
 
 
 PRESETS: dict[str, HMARConfig] = {
-    f"hmar-d{depth}{'-s' if shared else ''}-{16 * patch_nums[-1]}": _preset(depth, patch_nums, shared)
+    f"hmar-d{depth}{'-s' if shared else ''}-{16 * patch_nums[-1]}": _preset(
+        depth, patch_nums, shared
+    )
     for depth, shared in ((16, False), (20, False), (24, False), (30, False), (36, True))
     for patch_nums in (PATCH_NUMS_256, PATCH_NUMS_512)
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedSampling:
+    """Sampling settings that a model was published with; see `hmar.reference.ReferenceConfig`."""
+
+    cfg: float = 1.5
+    top_k: int = 900
+    top_p: float = 0.96
+
+
+PUBLISHED_SAMPLING = {
+    16: PublishedSampling(cfg=1.7, top_k=1000, top_p=0.99),
+    20: PublishedSampling(cfg=1.9, top_k=950, top_p=0.99),
+    24: PublishedSampling(cfg=2.1, top_k=900, top_p=0.99),
+    30: PublishedSampling(cfg=1.7, top_k=1000, top_p=0.99),
+}
+"""By depth; other depths use the argument defaults."""
+
+
+def preset_name(config: HMARConfig) -> str | None:
+    """Name of the preset with exactly these sizes."""
+    return next((name for name, preset in PRESETS.items() if preset == config), None)
+
+
+def default_schedule(patch_nums: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The published mask schedule: masked passes at the 2x2 and 3x3 scales only."""
+    published = {2: (1, 3), 3: (1, 1, 2, 5)}
+    return tuple(published.get(pn, (pn * pn,)) for pn in patch_nums)

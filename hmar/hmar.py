@@ -53,7 +53,9 @@ class HMAR(nn.Module):
 
     def lvl_pos(self) -> Tensor:
         """Scale embedding plus position embedding of the whole pyramid, (L, C)."""
-        lengths = torch.tensor([pn * pn for pn in self.config.patch_nums], device=self.pos_1LC.device)
+        lengths = torch.tensor(
+            [pn * pn for pn in self.config.patch_nums], device=self.pos_1LC.device
+        )
         return self.lvl_embed.weight.repeat_interleave(lengths, dim=0) + self.pos_1LC[0]
 
     def first_input(self, cond_NC: Tensor) -> Tensor:
@@ -64,7 +66,9 @@ class HMAR(nn.Module):
         """Input of the next-scale pass: embedded latent map (N, l, Cvae) -> (N, l, C)."""
         return self.word_embed(map_Nlc) + self.word_embed_bias + self.lvl_pos()[positions]
 
-    def mask_input(self, f_hat_Nlc: Tensor, h_Nlc: Tensor, token_mask_Nl: Tensor, positions: slice) -> Tensor:
+    def mask_input(
+        self, f_hat_Nlc: Tensor, h_Nlc: Tensor, token_mask_Nl: Tensor, positions: slice
+    ) -> Tensor:
         """Input of a masked pass, (N, l, C).
 
         Args:
@@ -109,7 +113,9 @@ class HMAR(nn.Module):
             attn_mask: boolean (l, l), True = attend; None lets all l tokens see each other.
             cache: keys and values of earlier scales by block number, extended in place.
         """
-        for i, (block, ada) in enumerate(zip(self.blocks(branch), self.modulation(cond_NC, branch), strict=True)):
+        for i, (block, ada) in enumerate(
+            zip(self.blocks(branch), self.modulation(cond_NC, branch), strict=True)
+        ):
             x_NlC, kv = block(x_NlC, ada, attn_mask, None if cache is None else cache.get(i))
             if cache is not None:
                 cache[i] = kv

@@ -54,7 +54,10 @@ class Attention(nn.Module):
         return self.scale_mul_1H11.clamp(max=MAX_SCALE_MUL).exp().flatten()
 
     def forward(
-        self, x_NlC: Tensor, attn_mask: Tensor | None = None, kv: tuple[Tensor, Tensor] | None = None
+        self,
+        x_NlC: Tensor,
+        attn_mask: Tensor | None = None,
+        kv: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Attends within x, or over `kv` followed by x.
 
@@ -90,7 +93,10 @@ class FFN(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block, modulated by six vectors: gamma1, gamma2, scale1, scale2, shift1, shift2."""
+    """One transformer block.
+
+    Modulated by six vectors: gamma1, gamma2, scale1, scale2, shift1, shift2.
+    """
 
     def __init__(self, config: HMARConfig) -> None:
         super().__init__()
@@ -98,7 +104,9 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ffn = FFN(config)
         if config.shared_aln:
-            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, config.embed_dim) / config.embed_dim**0.5)
+            self.ada_gss = nn.Parameter(
+                torch.randn(1, 1, 6, config.embed_dim) / config.embed_dim**0.5
+            )
         else:
             self.ada_lin = AdaLinear(config.embed_dim, 6)
 
@@ -113,9 +121,13 @@ class Block(nn.Module):
         return self.ada_lin(cond).view(cond.shape[0], 1, 6, -1)
 
     def forward(
-        self, x_NlC: Tensor, ada_N16C: Tensor, attn_mask: Tensor | None = None, kv: tuple[Tensor, Tensor] | None = None
+        self,
+        x_NlC: Tensor,
+        ada_N16C: Tensor,
+        attn_mask: Tensor | None = None,
+        kv: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Returns the block's output (N, l, C) and its keys and values; arguments as in `Attention`."""
+        """The block's output (N, l, C), and its keys and values; arguments as in `Attention`."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = ada_N16C.unbind(2)
         attn_out, kv = self.attn(modulate(x_NlC, scale1, shift1, self.eps), attn_mask, kv)
         x_NlC = x_NlC + gamma1 * attn_out

@@ -13,7 +13,10 @@ from hmar.config import TokenizerConfig
 
 
 def phi_indices(num_scales: int, num_phi: int) -> tuple[int, ...]:
-    """Which phi convolution every scale uses: the one whose tick is nearest, first on a tie (float64)."""
+    """Which phi convolution every scale uses.
+
+    The one whose tick is nearest, first on a tie (float64).
+    """
     ticks = np.linspace(1 / 3 / num_phi, 1 - 1 / 3 / num_phi, num_phi)
     return tuple(int(np.argmin(np.abs(ticks - k / (num_scales - 1)))) for k in range(num_scales))
 
@@ -64,7 +67,11 @@ class Quantizer(nn.Module):
 
     def downsample(self, map_BCHW: Tensor, pn: int) -> Tensor:
         """Area average to (pn, pn)."""
-        return map_BCHW if pn == map_BCHW.shape[-1] else F.interpolate(map_BCHW, size=(pn, pn), mode="area")
+        return (
+            map_BCHW
+            if pn == map_BCHW.shape[-1]
+            else F.interpolate(map_BCHW, size=(pn, pn), mode="area")
+        )
 
     def phi(self, h_BCHW: Tensor, scale_idx: int) -> Tensor:
         """(1 - r) h + r conv(h) with the convolution of this scale."""

@@ -92,7 +92,7 @@ def confidence(logits_BlV: Tensor, tokens_Bl: Tensor) -> Tensor:
 
 
 def guided_labels(model: HMAR, labels: Sequence[int]) -> Tensor:
-    """Labels of the guided batch, (2B,): the given ones (-1 = no class), then "no class" B times."""
+    """Labels of the guided batch (2B,): the given ones (-1 = no class), then "no class" B times."""
     none = model.config.num_classes
     return torch.tensor([none if y == -1 else y for y in labels] + [none] * len(labels))
 
@@ -131,9 +131,15 @@ def generate(
         record(f"{name}_drawn", tokens)
         return tokens, logits
 
-    for k, (pn, positions) in enumerate(zip(model.config.patch_nums, model.config.scale_slices(), strict=True)):
+    for k, (pn, positions) in enumerate(
+        zip(model.config.patch_nums, model.config.scale_slices(), strict=True)
+    ):
         f_hat_in = quant.downsample(f_hat, pn)
-        x = model.first_input(cond_2BC) if k == 0 else model.ns_input(flatten_map(f_hat_in).repeat(2, 1, 1), positions)
+        x = (
+            model.first_input(cond_2BC)
+            if k == 0
+            else model.ns_input(flatten_map(f_hat_in).repeat(2, 1, 1), positions)
+        )
         tokens, logits = sample(f"s{k}_ns", x, "ns", config.cfg * k / (S - 1))
         record(f"s{k}_ns_tokens", tokens)
 
@@ -153,7 +159,12 @@ def generate(
             )
             drawn, logits = sample(f"s{k}_m{j}", x, "mask", config.cfg * MASK_CFG_RATIO)
             tokens = torch.where(token_mask, drawn, tokens)
-            for name, value in (("tokens", tokens), ("idx_to_mask", idx), ("f_hat_in", f_hat_in), ("h_in", h_in)):
+            for name, value in (
+                ("tokens", tokens),
+                ("idx_to_mask", idx),
+                ("f_hat_in", f_hat_in),
+                ("h_in", h_in),
+            ):
                 record(f"s{k}_m{j}_{name}", value)
 
         f_hat = quant.commit(f_hat, quant.lookup(tokens), k)
@@ -169,17 +180,23 @@ def generate(
 
 @torch.inference_mode()
 def score(
-    model: HMAR, tokenizer: VQVAE, labels: Sequence[int], tokens: Sequence[Tensor], token_mask_BL: Tensor
+    model: HMAR,
+    tokenizer: VQVAE,
+    labels: Sequence[int],
+    tokens: Sequence[Tensor],
+    token_mask_BL: Tensor | None,
 ) -> dict[str, Tensor]:
-    """Teacher-forced logits of both heads over the whole pyramid, each scale attending within itself.
+    """Teacher-forced logits of the heads over the whole pyramid; each scale attends within itself.
 
     Args:
         labels: one class per image, -1 = no class.
         tokens: token maps of all scales, each (B, pn*pn).
-        token_mask_BL: boolean, True where the masked head does not see the token; scale 0 is ignored.
+        token_mask_BL: boolean, True where the masked head does not see the token; scale 0 is
+            ignored. None = the next-scale head only.
 
     Returns:
-        `ns_logits`, `mask_logits` (B, L, V) and the maps behind them, `x_ns`, `x_mask` (B, L-1, Cvae).
+        `ns_logits`, `mask_logits` (B, L, V) and the maps behind them, `x_ns`, `x_mask`
+        (B, L-1, Cvae); without a token mask only the first of each.
     """
     none = model.config.num_classes
     cond_BC = model.cond(torch.tensor([none if y == -1 else y for y in labels]))
@@ -188,10 +205,14 @@ def score(
     scale_L = torch.cat([torch.full((pn * pn,), k) for k, pn in enumerate(model.config.patch_nums)])
     same_scale = scale_L[:, None] == scale_L[None, :]
     ns_input = torch.cat((first, model.ns_input(x_ns, rest)), dim=1)
-    mask_input = torch.cat((first, model.mask_input(x_ns, x_mask, token_mask_BL[:, 1:], rest)), dim=1)
+    results = {"x_ns": x_ns, "ns_logits": model(ns_input, cond_BC, "ns", same_scale)}
+    if token_mask_BL is None:
+        return results
+    mask_input = torch.cat(
+        (first, model.mask_input(x_ns, x_mask, token_mask_BL[:, 1:], rest)), dim=1
+    )
     return {
-        "x_ns": x_ns,
+        **results,
         "x_mask": x_mask,
-        "ns_logits": model(ns_input, cond_BC, "ns", same_scale),
         "mask_logits": model(mask_input, cond_BC, "mask", same_scale),
     }

@@ -26,7 +26,11 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = group_norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.nin_shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1)
+            if in_channels != out_channels
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -86,12 +90,17 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, with attention after each at the lowest resolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, has_attn: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, has_attn: bool
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
-            ResBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(num_blocks)
+            ResBlock(in_channels if i == 0 else out_channels, out_channels)
+            for i in range(num_blocks)
         )
-        self.attn = nn.ModuleList(AttnBlock(out_channels) for _ in range(num_blocks if has_attn else 0))
+        self.attn = nn.ModuleList(
+            AttnBlock(out_channels) for _ in range(num_blocks if has_attn else 0)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):

@@ -134,7 +134,10 @@ class Manifest:
             if spec.kind == kind and spec.scale_idx == scale_idx:
                 return name
         at = "" if scale_idx is None else f" for scale {scale_idx}"
-        raise ManifestError(f"the bundle has no {kind!r} graph{at}; it has {sorted({g.kind for g in self.graphs.values()})}")
+        raise ManifestError(
+            f"the bundle has no {kind!r} graph{at}; "
+            f"it has {sorted({g.kind for g in self.graphs.values()})}"
+        )
 
     def to_json(self) -> str:
         """The manifest as it is written; tensor and graph entries take one line each."""
@@ -160,14 +163,18 @@ class Bundle:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ManifestError(f"{folder}: no bundle here ({error}); make one with scripts/export.py") from error
+            raise ManifestError(
+                f"{folder}: no bundle here ({error}); make one with scripts/export.py"
+            ) from error
         return cls(folder, parse_manifest(text, str(path)))
 
     def path(self, spec: FileSpec) -> Path:
         """Full path of a file of the bundle."""
         return self.folder / spec.file
 
-    def check_files(self, *, weights: bool = True, progress: Callable[[str], None] = lambda file: None) -> None:
+    def check_files(
+        self, *, weights: bool = True, progress: Callable[[str], None] = lambda file: None
+    ) -> None:
         """Compares sizes and SHA-256 of all files with the manifest.
 
         Args:
@@ -187,20 +194,26 @@ class Bundle:
             if not path.is_file():
                 raise ChecksumError(f"{path}: missing, though the manifest lists it; {again}")
             if path.stat().st_size != spec.nbytes:
-                raise ChecksumError(f"{path}: {path.stat().st_size} bytes, the manifest says {spec.nbytes}; {again}")
+                raise ChecksumError(
+                    f"{path}: {path.stat().st_size} bytes, the manifest says {spec.nbytes}; {again}"
+                )
             if spec is self.manifest.weights and not weights:
                 continue
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != spec.sha256:
-                raise ChecksumError(f"{path}: altered (sha256 {digest[:12]}…, the manifest says {spec.sha256[:12]}…); {again}")
+                raise ChecksumError(
+                    f"{path}: altered (sha256 {digest[:12]}…, "
+                    f"the manifest says {spec.sha256[:12]}…); {again}"
+                )
 
 
 def parse_manifest(text: str, source: str) -> Manifest:
     """A manifest from its JSON text.
 
     Raises:
-        ManifestError: unknown version, unknown or missing fields, wrong types, or paths that leave the bundle.
+        ManifestError: unknown version, unknown or missing fields, wrong types, or paths that leave
+            the bundle.
     """
     try:
         data = json.loads(text)
@@ -216,8 +229,12 @@ def parse_manifest(text: str, source: str) -> Manifest:
         )
     try:
         data["model"] = _record(ModelSpec, data.get("model"), "model", patch_nums=_tuple)
-        data["sampling"] = _record(SamplingDefaults, data.get("sampling"), "sampling", mask_schedule=_schedule)
-        data["graphs"] = {n: _graph(g, f"graphs.{n}") for n, g in _mapping(data.get("graphs"), "graphs").items()}
+        data["sampling"] = _record(
+            SamplingDefaults, data.get("sampling"), "sampling", mask_schedule=_schedule
+        )
+        data["graphs"] = {
+            n: _graph(g, f"graphs.{n}") for n, g in _mapping(data.get("graphs"), "graphs").items()
+        }
         data["weights"] = _record(FileSpec, data.get("weights"), "weights")
         data["tensors"] = {
             n: _record(WeightSpec, t, f"tensors.{n}", shape=_tuple)
@@ -235,7 +252,11 @@ def parse_manifest(text: str, source: str) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    files = [*manifest.graphs.values(), manifest.weights, *([manifest.certificate] if manifest.certificate else [])]
+    files = [
+        *manifest.graphs.values(),
+        manifest.weights,
+        *([manifest.certificate] if manifest.certificate else []),
+    ]
     for spec in files:
         path = PurePosixPath(spec.file)
         if path.is_absolute() or ".." in path.parts or "\\" in spec.file or not path.parts:

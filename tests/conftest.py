@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from runtime.pipeline import Pipeline
+from tests.cases import make_bundle
 from tests.golden_data import Case
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden-dir", type=Path, help="folder with the full-size golden traces, for the slow tests")
-    parser.addoption("--slow", action="store_true", help="also run the slow tests (full-size models)")
+    parser.addoption(
+        "--golden-dir",
+        type=Path,
+        help="folder with the full-size golden traces, for the slow tests",
+    )
+    parser.addoption(
+        "--slow", action="store_true", help="also run the slow tests (full-size models)"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -19,9 +28,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="full-size model: run with --slow --golden-dir DIR"))
+            item.add_marker(
+                pytest.mark.skip(reason="full-size model: run with --slow --golden-dir DIR")
+            )
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Case:
     return Case("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("tiny"), Case("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.load(tiny_bundle, "ort-cpu") as pipeline:
+        yield pipeline

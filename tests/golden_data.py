@@ -73,7 +73,10 @@ class Case:
     def tokenizer_config(self) -> TokenizerConfig:
         c = self.config
         return TokenizerConfig(
-            vocab_size=c["V"], latent_channels=c["Cvae"], base_channels=c["ch"], channel_mult=tuple(c["vae_ch_mult"])
+            vocab_size=c["V"],
+            latent_channels=c["Cvae"],
+            base_channels=c["ch"],
+            channel_mult=tuple(c["vae_ch_mult"]),
         )
 
     @cached_property
@@ -97,7 +100,9 @@ def fill(model: nn.Module, seed: int) -> nn.Module:
     return model.eval()
 
 
-def assert_close(name: str, ref: Any, out: Any, rms_ratio: float = 2e-6, max_abs: float | None = None) -> None:
+def assert_close(
+    name: str, ref: Any, out: Any, rms_ratio: float = 2e-6, max_abs: float | None = None
+) -> None:
     """Fails unless the RMS error of `out`, relative to the RMS of `ref`, is at most `rms_ratio`.
 
     The default leaves room for another summation order in float32 and for nothing else.

@@ -7,4 +7,7 @@ import onnx_ir.passes.common as common_passes
 
 from export.passes.constant_reshape import ConstantReshapePass
 
-PIPELINE: tuple[ir.passes.PassBase, ...] = (common_passes.ShapeInferencePass(), ConstantReshapePass())
+PIPELINE: tuple[ir.passes.PassBase, ...] = (
+    common_passes.ShapeInferencePass(),
+    ConstantReshapePass(),
+)

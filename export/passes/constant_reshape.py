@@ -10,8 +10,8 @@ import onnx_ir.passes.common as common_passes
 class ConstantReshapePass(ir.passes.InPlacePass):
     """Replaces computed Reshape targets by constants, and removes what computed them.
 
-    torch.onnx builds the target of a reshape with symbolic sizes from Shape, Gather and Concat nodes.
-    Each target dimension is, in this order:
+    torch.onnx builds the target of a reshape with symbolic sizes from Shape, Gather and Concat
+    nodes. Each target dimension is, in this order:
         1. its value, where it is static;
         2. 0 ("copy"), where the input has the same symbol at the same place;
         3. -1 ("infer"), for at most one remaining dimension.
@@ -21,13 +21,19 @@ class ConstantReshapePass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for node in list(model.graph):
-            if node.op_type != "Reshape" or node.inputs[1].is_initializer():
+            if node.op_type != "Reshape":
                 continue
-            target = _target(node.inputs[0].shape, node.outputs[0].shape)
+            data, shape = node.inputs
+            assert data is not None and shape is not None  # Reshape has no optional inputs
+            if shape.is_initializer():
+                continue
+            target = _target(data.shape, node.outputs[0].shape)
             if target is None:
                 continue
             name = f"{node.name}_shape"
-            constant = ir.Value(name=name, const_value=ir.tensor(np.array(target, np.int64), name=name))
+            constant = ir.Value(
+                name=name, const_value=ir.tensor(np.array(target, np.int64), name=name)
+            )
             model.graph.register_initializer(constant)
             node.replace_input_with(1, constant)
             node.attributes.pop("allowzero", None)

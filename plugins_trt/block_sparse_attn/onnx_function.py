@@ -1,4 +1,4 @@
-"""The op in ONNX: attributes of its node, and a body of standard ops for runtimes without the plugin.
+"""The op in ONNX: its node's attributes, and a body of standard ops for use without the plugin.
 
 A model that uses the op carries the body as a model-local function. ONNX Runtime inlines it;
 TensorRT's parser prefers a registered plugin of the same name and otherwise takes the body.
@@ -10,7 +10,6 @@ from plugins_trt.block_sparse_attn.spec import (
     NORM_FLOOR,
     OP_DOMAIN,
     OP_NAME,
-    OPSET_VERSION,
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
     Attributes,

@@ -26,9 +26,11 @@ def block_sparse_attention(
     pattern: Pattern = "block_diagonal",
     qk_l2_norm: bool = False,
 ) -> Tensor:
-    """Attention output (B, T, H * d); arguments as in `spec`. Computes in float32 (float64 stays)."""
+    """Attention output (B, T, H * d); arguments as in `spec`. Done in float32 (float64 stays)."""
     B, T, _, H, d = qkv.shape
-    q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).permute(2, 0, 3, 1, 4)  # (B, H, T, d)
+    q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).permute(
+        2, 0, 3, 1, 4
+    )  # (B, H, T, d)
     if qk_l2_norm:
         q = q / q.norm(dim=-1, keepdim=True).clamp(min=NORM_FLOOR) * scale_mul.view(H, 1, 1)
         k = k / k.norm(dim=-1, keepdim=True).clamp(min=NORM_FLOOR)

@@ -5,8 +5,8 @@ Inputs:
     cu_seqlens  (S + 1,)         int32; block s holds positions cu_seqlens[s] .. cu_seqlens[s+1] - 1
                                  of every row. Starts with 0, never decreases, ends with T; empty
                                  blocks are allowed.
-    scale_mul   (H,)             float32; factor on the attention logits of each head. Present if and
-                                 only if `qk_l2_norm` is 1.
+    scale_mul   (H,)             float32; factor on the attention logits of each head. Present if
+                                 and only if `qk_l2_norm` is 1.
 Output:
     o           (B, T, H * d)    dtype of qkv; heads merged.
 
@@ -60,14 +60,24 @@ class Attributes:
 
 
 def check_shapes(
-    qkv: tuple[int, ...], cu_seqlens: tuple[int, ...], scale_mul: tuple[int, ...] | None, qk_l2_norm: bool
+    qkv: tuple[int, ...],
+    cu_seqlens: tuple[int, ...],
+    scale_mul: tuple[int, ...] | None,
+    qk_l2_norm: bool,
 ) -> None:
     """Raises ValueError unless the input shapes fit the contract."""
     if len(qkv) != 5 or qkv[2] != 3:
         raise ValueError(f"{OP_NAME}: qkv must be (B, T, 3, H, d), got {tuple(qkv)}")
     if len(cu_seqlens) != 1 or cu_seqlens[0] < 2:
-        raise ValueError(f"{OP_NAME}: cu_seqlens must be (S + 1,) with at least one block, got {tuple(cu_seqlens)}")
+        raise ValueError(
+            f"{OP_NAME}: cu_seqlens must be (S + 1,) with at least one block, "
+            f"got {tuple(cu_seqlens)}"
+        )
     if (scale_mul is not None) != qk_l2_norm:
-        raise ValueError(f"{OP_NAME}: scale_mul belongs to qk_l2_norm=1, got qk_l2_norm={int(qk_l2_norm)}")
+        raise ValueError(
+            f"{OP_NAME}: scale_mul belongs to qk_l2_norm=1, got qk_l2_norm={int(qk_l2_norm)}"
+        )
     if scale_mul is not None and tuple(scale_mul) != (qkv[3],):
-        raise ValueError(f"{OP_NAME}: scale_mul must be ({qkv[3]},) for {qkv[3]} heads, got {tuple(scale_mul)}")
+        raise ValueError(
+            f"{OP_NAME}: scale_mul must be ({qkv[3]},) for {qkv[3]} heads, got {tuple(scale_mul)}"
+        )

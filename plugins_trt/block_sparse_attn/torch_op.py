@@ -11,7 +11,12 @@ from plugins_trt.block_sparse_attn.onnx_function import node_attributes
 
 @torch.library.custom_op("hmar::block_sparse_attention", mutates_args=())
 def block_sparse_attention(
-    qkv: Tensor, cu_seqlens: Tensor, scale_mul: Tensor | None, sm_scale: float, pattern: str, qk_l2_norm: bool
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    scale_mul: Tensor | None,
+    sm_scale: float,
+    pattern: str,
+    qk_l2_norm: bool,
 ) -> Tensor:
     """Attention output (B, T, H * d); arguments as in `spec`.
 
@@ -19,7 +24,9 @@ def block_sparse_attention(
         ValueError: shapes or attributes do not fit the contract.
     """
     spec.Attributes(sm_scale=sm_scale, pattern=pattern, qk_l2_norm=qk_l2_norm)
-    spec.check_shapes(qkv.shape, cu_seqlens.shape, None if scale_mul is None else scale_mul.shape, qk_l2_norm)
+    spec.check_shapes(
+        qkv.shape, cu_seqlens.shape, None if scale_mul is None else scale_mul.shape, qk_l2_norm
+    )
     return reference.block_sparse_attention(
         qkv, cu_seqlens, scale_mul, sm_scale=sm_scale, pattern=pattern, qk_l2_norm=qk_l2_norm
     )
@@ -27,17 +34,32 @@ def block_sparse_attention(
 
 @block_sparse_attention.register_fake
 def _(
-    qkv: Tensor, cu_seqlens: Tensor, scale_mul: Tensor | None, sm_scale: float, pattern: str, qk_l2_norm: bool
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    scale_mul: Tensor | None,
+    sm_scale: float,
+    pattern: str,
+    qk_l2_norm: bool,
 ) -> Tensor:
     B, T, _, H, d = qkv.shape
     return qkv.new_empty((B, T, H * d))
 
 
-def attend(qkv: Tensor, cu_seqlens: Tensor, scale_mul: Tensor | None, attributes: spec.Attributes) -> Tensor:
-    """Attention output (B, T, H * d). Under torch.export it becomes one node of the op, for torch.onnx."""
+def attend(
+    qkv: Tensor, cu_seqlens: Tensor, scale_mul: Tensor | None, attributes: spec.Attributes
+) -> Tensor:
+    """Attention output (B, T, H * d).
+
+    Under torch.export it becomes one node of the op, for torch.onnx.
+    """
     if not torch.compiler.is_exporting():
         return block_sparse_attention(
-            qkv, cu_seqlens, scale_mul, attributes.sm_scale, attributes.pattern, attributes.qk_l2_norm
+            qkv,
+            cu_seqlens,
+            scale_mul,
+            attributes.sm_scale,
+            attributes.pattern,
+            attributes.qk_l2_norm,
         )
     B, T, _, H, d = qkv.shape
     return torch.onnx.ops.symbolic(

@@ -34,7 +34,7 @@ def test_block(tiny: Case, name: str) -> None:
     x, cond = tensor(golden["block_x"]), tensor(golden["block_cond"])
     with torch.no_grad():
         ada = block.modulation(cond)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = ada.unbind(2)
+        gamma1, _, scale1, scale2, shift1, shift2 = ada.unbind(2)
         attn_in = modulate(x, scale1, shift1, block.eps)
         attn_out, _ = block.attn(attn_in)
         ffn_in = modulate(x + gamma1 * attn_out, scale2, shift2, block.eps)
@@ -97,7 +97,9 @@ def test_interpolation_between_scale_grids(case_name: str) -> None:
 def test_teacher_forced_generation(tiny: Case) -> None:
     golden, patch_nums = tiny.modules, tiny.config["patch_nums"]
     seen: dict[str, torch.Tensor] = {}
-    forced = reference.draw_forced({f"s{k}": golden[f"tf_s{k}_tokens"] for k in range(len(patch_nums))})
+    forced = reference.draw_forced(
+        {f"s{k}": golden[f"tf_s{k}_tokens"] for k in range(len(patch_nums))}
+    )
     config = reference.ReferenceConfig(cfg=1.5)
     labels = golden["tf_labels"].tolist()
     reference.generate(tiny.model, tiny.tokenizer, labels, config, forced, seen.__setitem__)
@@ -105,9 +107,13 @@ def test_teacher_forced_generation(tiny: Case) -> None:
     cond = model.cond(reference.guided_labels(model, labels))
     for k, positions in enumerate(model.config.scale_slices()):
         assert_close(f"s{k} ns x", golden[f"tf_s{k}_ns_x"], seen[f"s{k}_ns_x"])
-        assert_close(f"s{k} ns", golden[f"tf_s{k}_ns_logits"], seen[f"s{k}_ns_raw"], max_abs=LOGITS_ABS)
+        assert_close(
+            f"s{k} ns", golden[f"tf_s{k}_ns_logits"], seen[f"s{k}_ns_raw"], max_abs=LOGITS_ABS
+        )
         if k + 1 < len(patch_nums):
-            assert_close(f"s{k} next", golden[f"tf_s{k}_next"], seen[f"s{k}_next"], max_abs=F_HAT_ABS)
+            assert_close(
+                f"s{k} next", golden[f"tf_s{k}_next"], seen[f"s{k}_next"], max_abs=F_HAT_ABS
+            )
         if k == 0:
             continue
         tokens = tensor(golden[f"tf_s{k}_tokens"]).long()
@@ -131,10 +137,14 @@ def test_teacher_forced_generation(tiny: Case) -> None:
     assert_close("f_hat", golden["tf_f_hat"], seen[f"s{last}_f_hat"], max_abs=F_HAT_ABS)
 
 
-def pyramid_tokens(golden: dict[str, np.ndarray], num_scales: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+def pyramid_tokens(
+    golden: dict[str, np.ndarray], num_scales: int
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     tokens = [tensor(golden[f"tf_s{k}_tokens"]).long() for k in range(num_scales)]
     mask = torch.zeros(tokens[0].shape[0], sum(t.shape[1] for t in tokens), dtype=torch.bool)
-    mask[:, tensor(golden["pyr_idx_to_mask"]).long() + 1] = True  # indices count from the start of scale 1
+    mask[:, tensor(golden["pyr_idx_to_mask"]).long() + 1] = (
+        True  # indices count from the start of scale 1
+    )
     return tokens, mask
 
 
@@ -142,7 +152,12 @@ def test_score_over_the_pyramid(tiny: Case) -> None:
     golden = tiny.modules
     tokens, mask = pyramid_tokens(golden, len(tiny.config["patch_nums"]))
     out = reference.score(tiny.model, tiny.tokenizer, golden["tf_labels"].tolist(), tokens, mask)
-    for key, limit in (("x_ns", F_HAT_ABS), ("x_mask", F_HAT_ABS), ("ns_logits", LOGITS_ABS), ("mask_logits", LOGITS_ABS)):
+    for key, limit in (
+        ("x_ns", F_HAT_ABS),
+        ("x_mask", F_HAT_ABS),
+        ("ns_logits", LOGITS_ABS),
+        ("mask_logits", LOGITS_ABS),
+    ):
         assert_close(key, golden[f"pyr_{key}"], out[key], max_abs=limit)
 
 
@@ -154,6 +169,10 @@ def test_tokenizer(tiny: Case) -> None:
         tokens, f_hats = vae.quantize.encode(latent)
         assert_close("latent", golden["vae_f"], latent)
         for k in range(len(tokens)):
-            np.testing.assert_array_equal(tokens[k], golden[f"vae_s{k}_tokens"], err_msg=f"scale {k}")
+            np.testing.assert_array_equal(
+                tokens[k], golden[f"vae_s{k}_tokens"], err_msg=f"scale {k}"
+            )
             assert_close(f"s{k} f_hat", golden[f"vae_s{k}_f_hat"], f_hats[k], max_abs=2 * F_HAT_ABS)
-        assert_close("reconstruction", golden["vae_img_rec"], vae.decode(f_hats[-1]), rms_ratio=5e-6)
+        assert_close(
+            "reconstruction", golden["vae_img_rec"], vae.decode(f_hats[-1]), rms_ratio=5e-6
+        )

@@ -31,12 +31,19 @@ def labels_of(call: dict[str, Any]) -> list[int]:
     return [labels] * call["batch"] if isinstance(labels, int) else labels
 
 
-def run_reference(model: Any, tokenizer: Any, entry: dict[str, Any], golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_reference(
+    model: Any, tokenizer: Any, entry: dict[str, Any], golden: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     uniforms = {name: golden[f"{name}_u"] for name in entry["draws"] if f"{name}_u" in golden}
     draw = reference.draw_inverse_cdf(uniforms) if uniforms else reference.draw_argmax
     seen: dict[str, torch.Tensor] = {}
     reference.generate(
-        model, tokenizer, labels_of(entry["call"]), reference_config(entry["call"]), draw, seen.__setitem__
+        model,
+        tokenizer,
+        labels_of(entry["call"]),
+        reference_config(entry["call"]),
+        draw,
+        seen.__setitem__,
     )
     return {name: value.numpy() for name, value in seen.items()}
 

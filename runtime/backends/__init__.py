@@ -1,0 +1,1 @@
+"""Inference libraries behind one interface; each module imports its own library when it is used."""

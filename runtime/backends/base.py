@@ -1,0 +1,57 @@
+"""What the sampling loop asks of an inference library."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import Manifest
+
+
+class StepRunner(ABC):
+    """Runs graphs of a bundle by name.
+
+    Values that come out of `run` may be the library's own; they can be fed again as they are, and
+    `numpy` copies them to the host.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The backend as in `BackendConfig.name`."""
+
+    def run(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs of a graph by name.
+
+        Args:
+            graph: name in the manifest.
+            feeds: a NumPy array or an output of an earlier run for every input.
+
+        Raises:
+            ValueError: inputs are missing or unknown.
+            BackendError: the library fails.
+        """
+        spec = self.manifest.graphs[graph]
+        wanted = [i.name for i in spec.inputs]
+        if set(wanted) != set(feeds):
+            raise ValueError(f"graph {graph} takes {wanted}, got {sorted(feeds)}")
+        results = self._run(graph, feeds)
+        return dict(zip((o.name for o in spec.outputs), results, strict=True))
+
+    @abstractmethod
+    def _run(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
+        """Outputs in the manifest's order."""
+
+    @abstractmethod
+    def numpy(self, value: Any) -> np.ndarray:
+        """A value on the host."""
+
+    def close(self) -> None:
+        """Frees the library's resources, if it holds any; the runner cannot be used afterwards."""
+        return None

@@ -1,0 +1,178 @@
+"""ONNX Runtime, on the CPU or a CUDA device."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.base import StepRunner
+from runtime.bundle import Bundle
+from runtime.config import BackendConfig
+from runtime.errors import BackendError, BackendUnavailableError
+
+logger = logging.getLogger(__name__)
+
+PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
+BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
+STORED_AS = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "int32": np.int32,
+    "bool": np.bool_,
+}
+
+
+def import_onnxruntime() -> ModuleType:
+    """The onnxruntime package.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "ONNX Runtime is not installed: pip install onnxruntime (or onnxruntime-gpu for CUDA)"
+        ) from error
+    return onnxruntime
+
+
+def choose_backend(name: str) -> str:
+    """`ort-cuda` or `ort-cpu`; "auto" takes CUDA where this ONNX Runtime offers it."""
+    if name != "auto":
+        return name
+    available = import_onnxruntime().get_available_providers()
+    chosen = "ort-cuda" if PROVIDERS["ort-cuda"] in available else "ort-cpu"
+    logger.info("backend auto: %s", chosen)
+    return chosen
+
+
+class OnnxRuntimeRunner(StepRunner):
+    """One session per graph, made when it is first used; all share one copy of the weights.
+
+    The weights file is memory-mapped and its tensors are given to every session as initializers.
+    ONNX Runtime's own repacked copies are switched off: they would cost one copy of the weights per
+    graph.
+
+    The CPU provider computes float16 graphs in float32, from a float32 copy of the weights per
+    session. There, the transformer passes of all scales go through the two scale-generic trunks.
+    """
+
+    def __init__(self, bundle: Bundle, config: BackendConfig) -> None:
+        super().__init__(bundle.manifest)
+        self._ort = import_onnxruntime()
+        self._name = choose_backend(config.name)
+        provider = PROVIDERS[self._name]
+        available = self._ort.get_available_providers()
+        if provider not in available:
+            raise BackendUnavailableError(
+                f"backend {self._name}: this ONNX Runtime offers {available}; "
+                "pip install onnxruntime-gpu, or use the backend ort-cpu"
+            )
+        self._providers = (
+            [provider] if self._name == "ort-cpu" else [provider, PROVIDERS["ort-cpu"]]
+        )
+        self._bundle, self._threads = bundle, config.threads
+        self._uses_trunks = self.manifest.precision == "fp16" and self._name == "ort-cpu"
+        self._sessions: dict[str, Any] = {}
+        self._weights = self._map_weights()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def _map_weights(self) -> dict[str, Any]:
+        mapped = np.memmap(self._bundle.path(self.manifest.weights), mode="r")
+        device = "cuda" if self._name == "ort-cuda" else "cpu"
+        weights = {}
+        for name, spec in self.manifest.tensors.items():
+            dtype = np.dtype(STORED_AS[spec.dtype])
+            nbytes = dtype.itemsize * int(np.prod(spec.shape, dtype=np.int64))
+            array = mapped[spec.offset : spec.offset + nbytes].view(dtype).reshape(spec.shape)
+            weights[name] = self._value(array, spec.dtype, device)
+        return weights
+
+    def _value(self, array: np.ndarray, dtype: str, device: str = "cpu") -> Any:
+        if dtype == "bfloat16":
+            return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
+        return self._ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+
+    def _session(self, graph: str) -> Any:
+        if graph not in self._sessions:
+            self._sessions[graph] = self._make_session(graph)
+        return self._sessions[graph]
+
+    def _make_session(self, graph: str) -> Any:
+        start = time.perf_counter()
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        for name, value in self._weights.items():
+            options.add_initializer(name, value)
+        path = self._bundle.path(self.manifest.graphs[graph])
+        try:
+            session = self._ort.InferenceSession(path, options, providers=self._providers)
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            raise BackendError(
+                f"{path}: backend {self._name} cannot load this graph: {error}{self._hint()}"
+            ) from error
+        logger.info("session %s: %.2f s", graph, time.perf_counter() - start)
+        return session
+
+    def _hint(self) -> str:
+        if self.manifest.precision == "bf16" and self._name == "ort-cpu":
+            return (
+                "; ONNX Runtime's CPU provider lacks bfloat16 kernels: "
+                "use a GPU, or export with --precision fp32"
+            )
+        return ""
+
+    def _run(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
+        if self._uses_trunks and self.manifest.graphs[graph].kind in ("ns", "mask"):
+            return self._run_trunk(graph, feeds)
+        session = self._session(graph)
+        values = {}
+        for spec in self.manifest.graphs[graph].inputs:
+            value = feeds[spec.name]
+            if isinstance(value, np.ndarray):
+                value = self._value(np.ascontiguousarray(value, STORED_AS[spec.dtype]), spec.dtype)
+            values[spec.name] = value
+        try:
+            return session.run_with_ort_values(None, values)
+        except Exception as error:  # as above
+            raise BackendError(f"graph {graph}: backend {self._name} failed: {error}") from error
+
+    def _run_trunk(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
+        """A step as its embedding and its kind's trunk: the same operations in two sessions."""
+        spec, patch_nums = self.manifest.graphs[graph], self.manifest.model.patch_nums
+        assert spec.scale_idx is not None
+        length = patch_nums[spec.scale_idx] ** 2
+        start = sum(pn * pn for pn in patch_nums[: spec.scale_idx])
+        embed = self.manifest.graph(
+            "embed_first" if start == 0 else "embed_ns" if spec.kind == "ns" else "embed_mask"
+        )
+        trunk = self.manifest.graph("ns_trunk" if spec.kind == "ns" else "mask_trunk")
+        values = {
+            **feeds,
+            "positions": np.arange(start, start + length, dtype=np.int32),
+            "cu_seqlens": np.array([0, length], np.int32),
+        }
+        for name in (embed, trunk):
+            step = self.manifest.graphs[name]
+            results = self._run(name, {i.name: values[i.name] for i in step.inputs})
+            values |= dict(zip((o.name for o in step.outputs), results, strict=True))
+        return results
+
+    def numpy(self, value: Any) -> np.ndarray:
+        return value.numpy() if isinstance(value, self._ort.OrtValue) else value
+
+    def close(self) -> None:
+        self._sessions.clear()
+        self._weights.clear()

@@ -1,0 +1,103 @@
+"""Settings: `SamplingConfig` per call, `BackendConfig` per process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from runtime.bundle import ModelSpec, SamplingDefaults
+from runtime.schedule import Schedule, check_schedule
+
+BackendName = Literal["auto", "ort-cpu", "ort-cuda"]
+BACKENDS: tuple[str, ...] = get_args(BackendName)
+Context = Literal["scale", "prefix"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """Settings of one generation.
+
+    Attributes:
+        cfg: guidance strength, >= 0; logits are `(1+t) cond - t uncond` with
+            `t = cfg * si / (S - 1)` in next-scale passes and `t = cfg * 1e-6` in masked passes.
+        top_k: keep the k largest logits; 0 = off.
+        top_p: keep the smallest set of tokens with this probability mass, in [0, 1]; 0 = off.
+        mask_schedule: one entry per scale, see `runtime.schedule`; None = no masked passes.
+        context: "scale" (each scale sees itself, as the model was trained) or "prefix" (next-scale
+            passes see all earlier scales too, as with a key-value cache; a benchmarking option
+            without masks).
+    """
+
+    cfg: float = 1.5
+    top_k: int = 900
+    top_p: float = 0.96
+    mask_schedule: Sequence[Sequence[int]] | None = None
+    context: Context = "scale"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cfg < float("inf"):
+            raise ValueError(f"cfg must be a finite number >= 0, got {self.cfg}")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
+            raise ValueError(f"top_k must be an integer >= 0 (0 = off), got {self.top_k!r}")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p must be in [0, 1] (0 = off), got {self.top_p}")
+        if self.context not in get_args(Context):
+            raise ValueError(f"context must be one of {get_args(Context)}, got {self.context!r}")
+        if self.context == "prefix" and self.mask_schedule is not None:
+            raise ValueError('context="prefix" has no masked passes; set mask_schedule=None')
+
+    @classmethod
+    def defaults(cls, published: SamplingDefaults) -> SamplingConfig:
+        """The settings that a bundle's model was published with."""
+        return cls(
+            cfg=published.cfg,
+            top_k=published.top_k,
+            top_p=published.top_p,
+            mask_schedule=published.mask_schedule,
+        )
+
+    def checked(self, model: ModelSpec) -> Schedule | None:
+        """The mask schedule, after checking all settings against a model's sizes.
+
+        Raises:
+            ValueError: a setting does not fit the model.
+        """
+        if self.top_k > model.vocab_size:
+            raise ValueError(
+                f"top_k is {self.top_k}, the vocabulary has {model.vocab_size} entries; "
+                "use 0 to keep all"
+            )
+        if self.mask_schedule is None:
+            return None
+        schedule = check_schedule(self.mask_schedule, model.patch_nums)
+        if not model.has_mask_branch and any(len(entry) > 1 for entry in schedule[1:]):
+            raise ValueError(
+                "this model has no masked branch; set mask_schedule=None (--schedule none)"
+            )
+        return schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendConfig:
+    """Settings of a backend.
+
+    Attributes:
+        name: "auto" takes CUDA where ONNX Runtime offers it, else the CPU.
+        threads: CPU threads of one operator; 0 = one per core.
+        max_batch: largest number of images in one pass; larger requests are split.
+        check_weights: hash the weights file when the bundle is opened.
+    """
+
+    name: BackendName = "auto"
+    threads: int = 0
+    max_batch: int = 8
+    check_weights: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name not in BACKENDS:
+            raise ValueError(f"backend must be one of {BACKENDS}, got {self.name!r}")
+        if self.threads < 0:
+            raise ValueError(f"threads must be >= 0, got {self.threads}")
+        if self.max_batch < 1:
+            raise ValueError(f"max_batch must be >= 1, got {self.max_batch}")

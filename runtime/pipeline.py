@@ -1,0 +1,237 @@
+"""The runtime's entry: load a bundle, generate images, close."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from runtime.backends.base import StepRunner
+from runtime.backends.onnxrt import OnnxRuntimeRunner
+from runtime.bundle import Bundle, Manifest
+from runtime.config import BackendConfig, BackendName, SamplingConfig
+from runtime.draws import Draws, SeededDraws
+from runtime.trajectory import OnScale, Record, ScaleEvent, Trajectory, condition, to_uint8
+
+NO_CLASS = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Teacher-forced log-likelihoods, natural logarithm.
+
+    Attributes:
+        ns_log_prob: of every token under the next-scale head, (B, L) float32.
+        mask_log_prob: the same under the masked head, or None for a model without it.
+    """
+
+    ns_log_prob: np.ndarray
+    mask_log_prob: np.ndarray | None
+
+
+class Pipeline:
+    """Images from a bundle. Use it as a context manager, or call `close`."""
+
+    def __init__(self, runner: StepRunner, max_batch: int) -> None:
+        self.runner, self.max_batch = runner, max_batch
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Path | str,
+        backend: BackendName = "auto",
+        *,
+        threads: int = 0,
+        max_batch: int = 8,
+        check_weights: bool = True,
+    ) -> Pipeline:
+        """Opens a bundle after checking its files against the manifest.
+
+        Args:
+            bundle: the bundle folder.
+            backend, threads, max_batch, check_weights: see `BackendConfig`.
+
+        Raises:
+            BundleError: the folder is no bundle, or a file is missing or altered.
+            BackendError: the backend is not available or cannot run the bundle.
+        """
+        config = BackendConfig(
+            name=backend, threads=threads, max_batch=max_batch, check_weights=check_weights
+        )
+        opened = Bundle.open(bundle)
+        opened.check_files(weights=config.check_weights)
+        return cls(OnnxRuntimeRunner(opened, config), config.max_batch)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.runner.manifest
+
+    @property
+    def defaults(self) -> SamplingConfig:
+        """The settings that the model was published with."""
+        return SamplingConfig.defaults(self.manifest.sampling)
+
+    def generate(
+        self,
+        labels: Sequence[int],
+        *,
+        seed: int = 0,
+        image_index: Sequence[int] | None = None,
+        sampling: SamplingConfig | None = None,
+        draws: Draws | None = None,
+        on_scale: OnScale = lambda event: None,
+        trace: Record = lambda name, value: None,
+    ) -> np.ndarray:
+        """Images of the given classes, (B, H, W, 3) uint8.
+
+        Args:
+            labels: one class per image, 0..num_classes - 1, or -1 = unconditional.
+            seed: 0 .. 2^64 - 1.
+            image_index: names each image's random numbers, together with the seed; default
+                0, 1, 2, …. An image depends on (label, seed, image_index, sampling) and on nothing
+                else of the batch.
+            sampling: default: the published settings.
+            draws: replaces the seed, for verification.
+            on_scale: called after every scale, for every part of a split batch.
+            trace: receives intermediate results, see `runtime.trace.Trace`.
+
+        Raises:
+            ValueError: a label, index or setting is out of range.
+            BackendError: the backend fails.
+        """
+        rows = self._rows(labels)
+        sampling = sampling or self.defaults
+        schedule = sampling.checked(self.manifest.model)
+        indices = list(range(len(rows))) if image_index is None else list(image_index)
+        if len(indices) != len(rows):
+            raise ValueError(f"image_index has {len(indices)} entries for {len(rows)} labels")
+        if any(not 0 <= i < 1 << 64 for i in indices):
+            raise ValueError(f"image_index must be in 0..2^64-1, got {indices}")
+        draws = draws or SeededDraws(seed, indices)
+        images = []
+        for part in self._parts(len(rows)):
+            trajectory = Trajectory(
+                self.runner,
+                rows[part],
+                sampling,
+                schedule,
+                draws.for_images(part, len(rows)),
+                record=trace,
+                on_scale=on_scale,
+                images=part,
+            )
+            images.append(to_uint8(trajectory.run()))
+        return np.concatenate(images)
+
+    def encode(self, images: np.ndarray) -> list[np.ndarray]:
+        """Token maps of all scales, each (B, pn*pn) int32.
+
+        Args:
+            images: (B, H, W, 3) uint8 at the model's side.
+
+        Raises:
+            ValueError: the images have another size or dtype.
+        """
+        side = self.manifest.model.image_side_px
+        if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
+            raise ValueError(
+                f"images must be (B, {side}, {side}, 3) uint8, got {images.shape} {images.dtype}"
+            )
+        values = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+        graph = self.manifest.graph("encode")
+        parts = [
+            self.runner.numpy(self.runner.run(graph, {"image": values[part]})["tokens"])
+            for part in self._parts(len(images))
+        ]
+        bounds = np.cumsum([pn * pn for pn in self.manifest.model.patch_nums])[:-1]
+        return np.split(np.concatenate(parts), bounds, axis=1)
+
+    def score(
+        self,
+        labels: Sequence[int],
+        tokens: Sequence[np.ndarray],
+        token_mask: np.ndarray | None = None,
+    ) -> Scores:
+        """Log-likelihood of given tokens under both heads, in one pass over the whole pyramid.
+
+        Args:
+            labels: one class per image, -1 = no class.
+            tokens: token maps of all scales, each (B, pn*pn), as from `encode`.
+            token_mask: boolean (B, L), True where the masked head does not see the token; default:
+                all tokens after scale 0.
+
+        Raises:
+            ValueError: labels, shapes or tokens are out of range.
+        """
+        model, rows = self.manifest.model, self._rows(labels)
+        lengths = [pn * pn for pn in model.patch_nums]
+        if [t.shape for t in tokens] != [(len(rows), n) for n in lengths]:
+            raise ValueError(
+                f"tokens must be maps of {lengths} tokens for {len(rows)} images, "
+                f"got {[t.shape for t in tokens]}"
+            )
+        packed = np.concatenate(tokens, axis=1).astype(np.int32)
+        if packed.min() < 0 or packed.max() >= model.vocab_size:
+            raise ValueError(
+                f"tokens must be in 0..{model.vocab_size - 1}, got {packed.min()}..{packed.max()}"
+            )
+        if token_mask is None:
+            token_mask = np.broadcast_to(np.arange(packed.shape[1]) > 0, packed.shape)
+        if token_mask.shape != packed.shape:
+            raise ValueError(f"token_mask must be {packed.shape}, got {token_mask.shape}")
+        graph = self.manifest.graph("score")
+        inputs = {i.name for i in self.manifest.graphs[graph].inputs}
+        results: dict[str, list[np.ndarray]] = {}
+        for part in self._parts(len(rows)):
+            feeds = {
+                **condition(self.runner, rows[part]),
+                "tokens": packed[part],
+                "token_mask": token_mask[part],
+            }
+            for name, value in self.runner.run(
+                graph, {n: v for n, v in feeds.items() if n in inputs}
+            ).items():
+                if name.endswith("log_prob"):
+                    results.setdefault(name, []).append(self.runner.numpy(value))
+        joined = {name: np.concatenate(parts) for name, parts in results.items()}
+        return Scores(ns_log_prob=joined["ns_log_prob"], mask_log_prob=joined.get("mask_log_prob"))
+
+    def _rows(self, labels: Sequence[int]) -> list[int]:
+        """Rows of the class embedding, after checking the labels."""
+        classes = self.manifest.model.num_classes
+        if len(labels) == 0:
+            raise ValueError("labels is empty; give one class per image")
+        for label in labels:
+            if (
+                isinstance(label, bool)
+                or not isinstance(label, (int, np.integer))
+                or not NO_CLASS <= label < classes
+            ):
+                raise ValueError(
+                    f"label {label!r} is out of range: 0..{classes - 1}, or -1 for unconditional"
+                )
+        return [classes if label == NO_CLASS else int(label) for label in labels]
+
+    def _parts(self, count: int) -> list[slice]:
+        return [slice(i, min(i + self.max_batch, count)) for i in range(0, count, self.max_batch)]
+
+    def close(self) -> None:
+        """Frees the backend's resources."""
+        self.runner.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+__all__ = ["Pipeline", "ScaleEvent", "Scores"]

@@ -1,0 +1,184 @@
+"""The scale loop of HMAR: which graph runs when, and what goes into it. Knows no backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from runtime import sampler
+from runtime.backends.base import StepRunner
+from runtime.config import SamplingConfig
+from runtime.draws import Draws
+from runtime.schedule import Schedule, masked_counts
+
+Record = Callable[[str, np.ndarray], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleEvent:
+    """What a per-scale callback receives.
+
+    Attributes:
+        scale_idx, pn: the scale just finished, and its side in tokens.
+        num_scales: of the model.
+        images: positions of these images in the request.
+        tokens: final tokens of this scale, (B, pn*pn) int32.
+        preview: decodes the reconstruction so far to uint8 images (B, H, W, 3); takes time only if
+            called.
+    """
+
+    scale_idx: int
+    pn: int
+    num_scales: int
+    images: slice
+    tokens: np.ndarray
+    preview: Callable[[], np.ndarray]
+
+
+OnScale = Callable[[ScaleEvent], None]
+
+
+def to_uint8(image_B3HW: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as uint8 (B, H, W, 3)."""
+    return np.rint(image_B3HW.transpose(0, 2, 3, 1) * 255).clip(0, 255).astype(np.uint8)
+
+
+def decode(runner: StepRunner, f_hat: Any) -> np.ndarray:
+    """Images (B, 3, H, W) float32 in [0, 1]."""
+    return runner.numpy(runner.run(runner.manifest.graph("decode"), {"f_hat": f_hat})["image"])
+
+
+def condition(runner: StepRunner, labels: Sequence[int]) -> dict[str, Any]:
+    """Outputs of the `cond` graph for labels in 0..num_classes."""
+    return runner.run(runner.manifest.graph("cond"), {"label": np.asarray(labels, np.int32)})
+
+
+class Trajectory:
+    """One generation of a batch that fits the backend.
+
+    Args:
+        labels: classes 0..num_classes - 1, or num_classes = no class.
+        schedule: checked mask schedule, or None.
+        images: positions of these images in the request, for callbacks.
+    """
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        labels: Sequence[int],
+        config: SamplingConfig,
+        schedule: Schedule | None,
+        draws: Draws,
+        *,
+        record: Record,
+        on_scale: OnScale,
+        images: slice,
+    ) -> None:
+        self.runner, self.config, self.schedule, self.draws = runner, config, schedule, draws
+        self.record, self.on_scale, self.images = record, on_scale, images
+        self.model = runner.manifest.model
+        self.batch = len(labels)
+        none = self.model.num_classes
+        self.cond = condition(runner, [*labels, *([none] * self.batch)])
+        self.maps: list[np.ndarray] = []  # next-scale inputs so far, each (B, l, Cvae)
+
+    def run(self) -> np.ndarray:
+        """Images (B, 3, H, W) float32 in [0, 1]."""
+        P, S = self.model.patch_nums[-1], len(self.model.patch_nums)
+        f_hat: Any = np.zeros((self.batch, self.model.latent_channels, P, P), np.float32)
+        for k, pn in enumerate(self.model.patch_nums):
+            tokens = self._predict(k, pn)
+            feeds = {"tokens": tokens.reshape(-1, pn, pn), "f_hat": f_hat}
+            results = self.runner.run(self.runner.manifest.graph("quant", k), feeds)
+            f_hat = results["f_hat_out"]
+            if k + 1 < S:
+                self.maps.append(self.runner.numpy(results["map"]))
+            self.record(f"s{k}_tokens", tokens)
+            self.record(f"s{k}_f_hat", self.runner.numpy(f_hat))
+            self.on_scale(
+                ScaleEvent(
+                    scale_idx=k,
+                    pn=pn,
+                    num_scales=S,
+                    images=self.images,
+                    tokens=tokens,
+                    preview=partial(self._preview, f_hat),
+                )
+            )
+        image = decode(self.runner, f_hat)
+        self.record("image", image)
+        return image
+
+    def _preview(self, f_hat: Any) -> np.ndarray:
+        return to_uint8(decode(self.runner, f_hat))
+
+    def _predict(self, k: int, pn: int) -> np.ndarray:
+        """Final tokens (B, pn*pn) of one scale: the next-scale pass, then its masked passes."""
+        t = sampler.guidance(self.config.cfg, k, len(self.model.patch_nums))
+        tokens, p = self._draw(k, 0, self._ns_logits(k), t)
+        self.record(f"s{k}_ns_tokens", tokens)
+        entry = self.schedule[k] if self.schedule is not None else ()
+        idx = np.broadcast_to(np.arange(pn * pn), (self.batch, pn * pn))
+        for j, count in enumerate(masked_counts(entry, pn * pn), start=1):
+            conf = np.take_along_axis(sampler.confidence(p, tokens), idx, axis=1)
+            self.record(f"s{k}_ns_conf" if j == 1 else f"s{k}_m{j - 1}_conf", conf)
+            idx = sampler.least_confident(conf, idx, count)
+            token_mask = np.zeros(tokens.shape, np.bool_)
+            np.put_along_axis(token_mask, idx, True, axis=1)
+            logits = self._mask_logits(k, pn, tokens, token_mask)
+            drawn, p = self._draw(k, j, logits, self.config.cfg * sampler.MASK_CFG_RATIO)
+            tokens = np.where(token_mask, drawn, tokens)
+            self.record(f"s{k}_m{j}_tokens", tokens)
+            self.record(f"s{k}_m{j}_idx_to_mask", idx.astype(np.int32))
+        return tokens
+
+    def _draw(
+        self, k: int, pass_idx: int, raw_2BlV: np.ndarray, t: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of one pass, and the truncated distribution that they come from."""
+        guided = sampler.guide(raw_2BlV, t)
+        p = sampler.probabilities(sampler.truncate(guided, self.config.top_k, self.config.top_p))
+        tokens = self.draws(k, pass_idx, p)
+        name = f"s{k}_ns" if pass_idx == 0 else f"s{k}_m{pass_idx}"
+        self.record(f"{name}_raw", raw_2BlV)
+        self.record(f"{name}_guided", guided)
+        self.record(f"{name}_drawn", tokens)
+        return tokens, p
+
+    def _ns_logits(self, k: int) -> np.ndarray:
+        if self.config.context == "prefix" and k > 0:
+            lengths = [pn * pn for pn in self.model.patch_nums[: k + 1]]
+            cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
+            maps = _both_halves(np.concatenate(self.maps, axis=1))
+            return self._logits("ns_prefix", None, {"map": maps, "cu_seqlens": cu_seqlens})[
+                :, -lengths[-1] :
+            ]
+        return self._logits("ns", k, {} if k == 0 else {"map": _both_halves(self.maps[-1])})
+
+    def _mask_logits(
+        self, k: int, pn: int, tokens: np.ndarray, token_mask: np.ndarray
+    ) -> np.ndarray:
+        graph = self.runner.manifest.graph("mask_input", k)
+        h = self.runner.numpy(self.runner.run(graph, {"tokens": tokens.reshape(-1, pn, pn)})["h"])
+        operands = {"map": self.maps[-1], "h": h, "token_mask": token_mask}
+        return self._logits(
+            "mask", k, {name: _both_halves(value) for name, value in operands.items()}
+        )
+
+    def _logits(self, kind: Any, k: int | None, feeds: dict[str, Any]) -> np.ndarray:
+        graph = self.runner.manifest.graph(kind, k)
+        conditions = {
+            i.name: self.cond[i.name]
+            for i in self.runner.manifest.graphs[graph].inputs
+            if i.name in self.cond
+        }
+        return self.runner.numpy(self.runner.run(graph, {**feeds, **conditions})["logits"])
+
+
+def _both_halves(value: np.ndarray) -> np.ndarray:
+    """The same input for the conditional and the unconditional half."""
+    return np.concatenate((value, value))

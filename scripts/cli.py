@@ -1,0 +1,89 @@
+"""What the scripts share: argument parsers, logging, progress and error exits."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's lines and shows defaults other than None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that shows defaults and takes `-v` for log lines."""
+    p = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
+    p.add_argument("-v", "--verbose", action="count", default=0, help="log more (-vv: everything)")
+    return p
+
+
+def run(main: Callable[[], None], *errors: type[Exception]) -> None:
+    """Runs a script: expected errors become one line on stderr and exit code 1."""
+    level = {0: logging.WARNING, 1: logging.INFO}.get(
+        sum(a.count("v") for a in sys.argv if a in ("-v", "-vv", "--verbose")), logging.DEBUG
+    )
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # unwinds, so that unfinished output is removed
+    try:
+        main()
+    except (*errors, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+class ProgressBar:
+    """A bar on a terminal, one line per stage elsewhere; call it with (item, done, total)."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        self._stage = ""
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, item: str, done: int, total: int) -> None:
+        stage = item.split()[0]
+        if not sys.stderr.isatty():
+            if stage != self._stage:
+                print(f"[{time.perf_counter() - self._start:6.1f} s] {stage}", file=sys.stderr)
+            self._stage = stage
+            return
+        if stage != self._stage:
+            if self._bar is not None:
+                self._bar.close()
+            self._bar = tqdm(
+                total=total,
+                desc=stage,
+                bar_format="{desc:12} {bar:28} {percentage:3.0f}% {elapsed} {postfix}",
+                leave=True,
+            )
+            self._stage = stage
+        self._bar.set_postfix_str(item.removeprefix(stage).strip()[:40], refresh=False)
+        self._bar.update(done - self._bar.n)

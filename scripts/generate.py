@@ -1,0 +1,170 @@
+"""Generate images from a bundle and write them as one grid.
+
+example:
+  python scripts/generate.py --bundle bundles/hmar-d16 --labels 207,88 --seed 0 --out grid.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from runtime.config import BACKENDS, SamplingConfig
+from runtime.draws import ArgmaxDraws, Draws, RecordedDraws
+from runtime.errors import DeployError
+from runtime.pipeline import Pipeline
+from runtime.schedule import parse_schedule
+from runtime.trace import Trace
+from runtime.trajectory import ScaleEvent
+from scripts.cli import ProgressBar, parser, run
+from scripts.images import check_writable, write_grid
+
+
+def parse_args() -> argparse.Namespace:
+    p = parser(__doc__)
+    p.add_argument(
+        "--bundle",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="bundle folder, from scripts/export.py",
+    )
+    p.add_argument(
+        "--labels", required=True, metavar="L,L,…", help="one class per image; -1 = unconditional"
+    )
+    p.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same images on every backend"
+    )
+    p.add_argument(
+        "--first-index",
+        type=int,
+        default=0,
+        metavar="N",
+        help="image i draws the random numbers of image N+i of this seed",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="image to write; the suffix says the format",
+    )
+    p.add_argument("--cfg", type=float, help="guidance strength (default: the bundle's)")
+    p.add_argument(
+        "--top-k", type=int, help="keep the k largest logits, 0 = off (default: the bundle's)"
+    )
+    p.add_argument(
+        "--top-p", type=float, help="keep this probability mass, 0 = off (default: the bundle's)"
+    )
+    p.add_argument(
+        "--schedule",
+        default="default",
+        metavar="S",
+        help="masked passes: default, none, or JSON such as '[[1],[1,3],…]'",
+    )
+    p.add_argument(
+        "--context",
+        choices=("scale", "prefix"),
+        default="scale",
+        help="what next-scale passes see; prefix is for benchmarks, without masks",
+    )
+    p.add_argument(
+        "--backend", choices=BACKENDS, default="auto", help="inference library and device"
+    )
+    p.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = one per core")
+    p.add_argument(
+        "--max-batch", type=int, default=8, help="images in one pass; larger requests are split"
+    )
+    p.add_argument(
+        "--draws",
+        metavar="D",
+        help="for verification: argmax, or an .npz file of uniforms keyed s{k}_ns_u, s{k}_m{j}_u",
+    )
+    p.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="for verification: write tokens, masks and f_hat to this .npz file",
+    )
+    p.add_argument(
+        "--trace-logits", action="store_true", help="also write raw and guided logits to the trace"
+    )
+    return p.parse_args()
+
+
+def parse_labels(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--labels must be numbers separated by commas, such as 207,88, got {text!r}"
+        ) from None
+
+
+def sampling_config(args: argparse.Namespace, defaults: SamplingConfig) -> SamplingConfig:
+    schedule = None if args.context == "prefix" and args.schedule == "default" else args.schedule
+    return SamplingConfig(
+        cfg=defaults.cfg if args.cfg is None else args.cfg,
+        top_k=defaults.top_k if args.top_k is None else args.top_k,
+        top_p=defaults.top_p if args.top_p is None else args.top_p,
+        mask_schedule=None
+        if schedule is None
+        else parse_schedule(schedule, defaults.mask_schedule),
+        context=args.context,
+    )
+
+
+def make_draws(text: str | None) -> Draws | None:
+    if text is None:
+        return None
+    return ArgmaxDraws() if text == "argmax" else RecordedDraws.load(Path(text))
+
+
+def main() -> None:
+    args = parse_args()
+    labels, draws = parse_labels(args.labels), make_draws(args.draws)
+    for path in filter(None, (args.out, args.trace)):
+        check_writable(path)
+    trace = Trace(logits=args.trace_logits) if args.trace else None
+    with (
+        Pipeline.load(
+            args.bundle, args.backend, threads=args.threads, max_batch=args.max_batch
+        ) as pipeline,
+        ProgressBar() as progress,
+    ):
+        start = time.perf_counter()
+
+        def report(event: ScaleEvent) -> None:
+            done = event.images.start * event.num_scales + (event.scale_idx + 1) * len(event.tokens)
+            progress(
+                f"generating scale {event.scale_idx} ({event.pn}x{event.pn})",
+                done,
+                len(labels) * event.num_scales,
+            )
+
+        images = pipeline.generate(
+            labels,
+            seed=args.seed,
+            image_index=range(args.first_index, args.first_index + len(labels)),
+            sampling=sampling_config(args, pipeline.defaults),
+            draws=draws,
+            on_scale=report,
+            trace=trace or (lambda name, value: None),
+        )
+        seconds = time.perf_counter() - start
+        backend = pipeline.runner.name
+    write_grid(images, args.out)
+    if trace is not None:
+        trace.save(args.trace)
+    print(
+        f"{args.out.resolve()}: {len(images)} images of {images.shape[1]} px, "
+        f"{seconds:.1f} s on {backend}"
+    )
+
+
+if __name__ == "__main__":
+    run(main, DeployError)

@@ -1,0 +1,68 @@
+"""Compare every graph of a bundle with PyTorch again, and print the table.
+
+Runs the same ladder as the export: names, dtypes, shapes, values and teacher-forced tokens, on ONNX
+Runtime's CPU provider. The exit code is 1 if anything differs by more than the limits.
+
+example:
+  python scripts/verify.py --bundle bundles/hmar-d16 --ckpt hmar-d16.pth --vae vae_ch160v4096z32.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from export import ExportError, verify_bundle
+from hmar.errors import CheckpointError
+from runtime.errors import DeployError
+from scripts.cli import ProgressBar, parser, run
+
+
+def parse_args() -> argparse.Namespace:
+    p = parser(__doc__)
+    p.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="bundle folder")
+    p.add_argument(
+        "--ckpt",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="checkpoint that it was exported from; one file or the two stages",
+    )
+    p.add_argument(
+        "--vae",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="tokenizer that it was exported from",
+    )
+    p.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the certificate to this file"
+    )
+    p.add_argument("--branch-layers", type=int, metavar="N", help="as given to the export")
+    p.add_argument("--num-heads", type=int, metavar="N", help="as given to the export")
+    return p.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with ProgressBar() as progress:
+        certificate = verify_bundle(
+            args.bundle,
+            args.ckpt,
+            args.vae,
+            branch_layers=args.branch_layers,
+            num_heads=args.num_heads,
+            progress=progress,
+        )
+    print(certificate.table())
+    if args.json:
+        args.json.write_text(certificate.to_json(), encoding="utf-8")
+    print(f"ok: {args.bundle}")
+
+
+if __name__ == "__main__":
+    run(main, CheckpointError, ExportError, DeployError)
