@@ -11,11 +11,21 @@ StageName = Literal["tokenizer", "next-scale", "masked"]
 
 DEMO_SIDE_PX = 128
 DEMO_TOKENIZER = TokenizerConfig(
-    vocab_size=2048, latent_channels=32, base_channels=64, channel_mult=(1, 1, 1, 2), num_res_blocks=1
+    vocab_size=2048,
+    latent_channels=32,
+    base_channels=64,
+    channel_mult=(1, 1, 1, 2),
+    num_res_blocks=1,
 )
-# One modulation projection for all blocks: with 13 classes, one per block would be mostly idle weights.
+# One modulation projection for all blocks: with 13 classes, one per block would be mostly idle.
 DEMO_HMAR = HMARConfig(
-    depth=9, branch_layers=2, embed_dim=192, num_heads=3, num_classes=13, vocab_size=2048, shared_aln=True
+    depth=9,
+    branch_layers=2,
+    embed_dim=192,
+    num_heads=3,
+    num_classes=13,
+    vocab_size=2048,
+    shared_aln=True,
 )
 
 
@@ -57,7 +67,9 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
+            raise ValueError(
+                f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}"
+            )
         if not 0 <= self.cooldown <= 1:
             raise ValueError(f"cooldown is a fraction of the run, 0..1, got {self.cooldown}")
 
@@ -89,8 +101,8 @@ class TransformerLossConfig:
         label_dropout: share of pictures trained with "no class".
         weight_peak: patch number with the largest scale weight.
         weight_sigma: width of the scale weights, in log patch numbers.
-        noise_share: share of pictures whose coarser tokens are partly replaced, so that finer scales
-            learn to correct wrong choices.
+        noise_share: share of pictures whose tokens are partly replaced, so that finer scales learn
+            to correct wrong choices.
         noise_max: largest share of replaced tokens in such a picture.
     """
 
@@ -104,9 +116,21 @@ class TransformerLossConfig:
 STAGE_DEFAULTS: dict[StageName, LoopConfig] = {
     "tokenizer": LoopConfig(steps=40_000, batch_size=96, lr=6e-4, ema_decay=0.995, log_every=200),
     "next-scale": LoopConfig(
-        steps=60_000, batch_size=256, warmup_steps=500, lr=1.2e-3, log_every=200, beta2=0.98, weight_decay=0.02
+        steps=60_000,
+        batch_size=256,
+        warmup_steps=500,
+        lr=1.2e-3,
+        log_every=200,
+        beta2=0.98,
+        weight_decay=0.02,
     ),
     "masked": LoopConfig(
-        steps=10_000, batch_size=256, warmup_steps=100, lr=6e-4, ema_decay=0.995, beta2=0.98, weight_decay=0.02
+        steps=10_000,
+        batch_size=256,
+        warmup_steps=100,
+        lr=6e-4,
+        ema_decay=0.995,
+        beta2=0.98,
+        weight_decay=0.02,
     ),
 }

@@ -28,8 +28,19 @@ logger = logging.getLogger(__name__)
 TOKENIZER_FILE, HMAR_FILE = "tokenizer.safetensors", "hmar.safetensors"
 EVALUATION_SEED = 1_000_000  # pictures that no training run draws
 STEP_SEEDS = 10_007  # a run that starts at another step sees other pictures
-# Per scale, positions predicted again in each masked pass; the first number of an entry is not used.
-PREVIEW_MASK_SCHEDULE = ((1,), (1, 3), (1, 4, 4), (1, 8, 8), (1, 12, 8), (1, 18, 12), (64,), (100,), (169,), (256,))
+# Per scale, positions predicted again in each masked pass; an entry's first number is not used.
+PREVIEW_MASK_SCHEDULE = (
+    (1,),
+    (1, 3),
+    (1, 4, 4),
+    (1, 8, 8),
+    (1, 12, 8),
+    (1, 18, 12),
+    (64,),
+    (100,),
+    (169,),
+    (256,),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +51,8 @@ class RunFiles:
         data: packed parts.
         out: folder for state files, published files and sheets.
         resume: folder with state files of the same stage to go on from.
-        init_from: folder with published files: first weights where nothing is resumed, and the frozen
-            parts of later stages.
+        init_from: folder with published files: first weights where nothing is resumed, and the
+            frozen parts of later stages.
     """
 
     data: Path
@@ -58,7 +69,9 @@ class RunFiles:
         """The published file that a stage needs."""
         path = self.published(name)
         if path is None:
-            raise ValueError(f"the {stage} stage needs {name}; pass the folder that holds it as --init-from")
+            raise ValueError(
+                f"the {stage} stage needs {name}; pass the folder that holds it as --init-from"
+            )
         return path
 
 
@@ -84,9 +97,13 @@ class PreviewConfig:
 
 
 def train_tokenizer(
-    files: RunFiles, sizes: TokenizerConfig, patch_nums: tuple[int, ...], config: LoopConfig, preview: PreviewConfig
+    files: RunFiles,
+    sizes: TokenizerConfig,
+    patch_nums: tuple[int, ...],
+    config: LoopConfig,
+    preview: PreviewConfig,
 ) -> None:
-    """Trains or continues the tokenizer; writes state, `tokenizer.safetensors` and reconstruction sheets."""
+    """Trains the tokenizer; writes state, `tokenizer.safetensors` and reconstruction sheets."""
     files.out.mkdir(parents=True, exist_ok=True)
     pack, device = PartPack.load(files.data), torch.device(config.device)
     torch.manual_seed(config.seed)
@@ -94,7 +111,9 @@ def train_tokenizer(
     tokenizer = VQVAE(sizes, patch_nums) if source is None else load_tokenizer(source, patch_nums)
     use_matrix_quantizer_(tokenizer)
     tokenizer = tokenizer.to(device).train().requires_grad_(True)
-    stage = TokenizerStage(tokenizer, _renderer(pack, device, config, 0), config, TokenizerLossConfig())
+    stage = TokenizerStage(
+        tokenizer, _renderer(pack, device, config, 0), config, TokenizerLossConfig()
+    )
     if files.resume is not None:
         stage.trainer.resume(files.resume)
         stage.renderer = _renderer(pack, device, config, stage.trainer.step)
@@ -110,11 +129,15 @@ def train_tokenizer(
             preview.num_reconstructions,
             files.out / f"reconstructions_{split}.png",
         )
-        logger.info("reconstruction, %s pairs: PSNR %.2f dB, L1 %.4f", split, report.psnr_db, report.l1)
+        logger.info(
+            "reconstruction, %s pairs: PSNR %.2f dB, L1 %.4f", split, report.psnr_db, report.l1
+        )
 
 
-def train_next_scale(files: RunFiles, sizes: HMARConfig, config: LoopConfig, preview: PreviewConfig) -> None:
-    """Trains or continues base and next-scale branch; writes state, `hmar.safetensors` and a sample sheet."""
+def train_next_scale(
+    files: RunFiles, sizes: HMARConfig, config: LoopConfig, preview: PreviewConfig
+) -> None:
+    """Trains base and next-scale branch; writes state, `hmar.safetensors` and a sample sheet."""
     source = files.published(HMAR_FILE)
     torch.manual_seed(config.seed)
     if source is None:
@@ -126,7 +149,7 @@ def train_next_scale(files: RunFiles, sizes: HMARConfig, config: LoopConfig, pre
 
 
 def train_masked(files: RunFiles, config: LoopConfig, preview: PreviewConfig) -> None:
-    """Trains the masked branch of the published model; writes state, `hmar.safetensors` and sample sheets."""
+    """Trains the masked branch; writes state, `hmar.safetensors` and sample sheets."""
     torch.manual_seed(config.seed)
     model = load_hmar([files.required(HMAR_FILE, "masked")])
     if not model.config.has_mask_branch:
@@ -165,10 +188,14 @@ def _train_transformer(
     sampling = ReferenceConfig(cfg=preview.cfg, top_k=preview.top_k, top_p=preview.top_p)
     sheets = {"samples": sampling}
     if averaged.config.has_mask_branch:
-        sheets["samples_masked"] = replace(sampling, mask_schedule=PREVIEW_MASK_SCHEDULE[: averaged.config.num_scales])
+        sheets["samples_masked"] = replace(
+            sampling, mask_schedule=PREVIEW_MASK_SCHEDULE[: averaged.config.num_scales]
+        )
     for sheet, settings in sheets.items():
         path = files.out / f"{sheet}.png"
-        save_samples(averaged, tokenizer, labels, preview.samples_per_class, settings, preview.seed, path)
+        save_samples(
+            averaged, tokenizer, labels, preview.samples_per_class, settings, preview.seed, path
+        )
 
 
 def _renderer(pack: PartPack, device: torch.device, config: LoopConfig, step: int) -> Renderer:

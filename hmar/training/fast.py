@@ -21,7 +21,9 @@ class MatrixQuantizer(Quantizer):
         self.load_state_dict(quant.state_dict())
         for pn in self.patch_nums[:-1]:
             # every column of the matrix is the enlargement of a unit vector, taken along one axis
-            columns = quant.upsample(torch.eye(pn)[None, :, :, None].expand(1, pn, pn, pn))[0, :, :, 0].T
+            columns = quant.upsample(torch.eye(pn)[None, :, :, None].expand(1, pn, pn, pn))[
+                0, :, :, 0
+            ].T
             self.register_buffer(f"up_{pn}", columns.contiguous(), persistent=False)
 
     def upsample(self, h_BChw: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ class MatrixQuantizer(Quantizer):
 
 
 def use_matrix_quantizer_(tokenizer: VQVAE) -> None:
-    """Gives the tokenizer a `MatrixQuantizer` with the same weights, in place; call it on the CPU."""
+    """Gives the tokenizer a `MatrixQuantizer` with the same weights; call it on the CPU."""
     tokenizer.quantize = MatrixQuantizer(tokenizer.quantize)
 
 

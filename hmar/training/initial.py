@@ -12,7 +12,7 @@ GAMMA = 0.1  # initial gate of every residual branch
 
 @torch.no_grad()
 def init_hmar_(model: HMAR) -> None:
-    """Small embeddings, gates near zero, and an almost uniform prediction at the start; in place."""
+    """Small embeddings, gates near zero and an almost uniform first prediction, in place."""
     C = model.config.embed_dim
     for module in model.modules():
         if isinstance(module, nn.Linear):

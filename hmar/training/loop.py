@@ -21,7 +21,7 @@ Metrics = dict[str, Tensor]
 
 
 def lr_factor(step: int, progress: float, warmup_steps: int, cooldown: float) -> float:
-    """Learning rate relative to its peak: linear warm-up, constant, linear fall at the end of the run.
+    """Learning rate relative to its peak: linear warm-up, constant, linear fall at the end.
 
     Args:
         step: optimiser steps taken so far, over all runs.
@@ -34,7 +34,7 @@ def lr_factor(step: int, progress: float, warmup_steps: int, cooldown: float) ->
 
 
 class Trainer:
-    """Optimises the parameters of `model` that require a gradient, and keeps their moving average."""
+    """Optimises the parameters of `model` that require a gradient, and keeps their average."""
 
     def __init__(self, stage: StageName, model: nn.Module, config: LoopConfig) -> None:
         self.stage, self.model, self.config = stage, model, config
@@ -61,7 +61,7 @@ class Trainer:
         return self.progress >= 1 - self.config.cooldown
 
     def resume(self, folder: Path) -> None:
-        """Restores weights, averages, optimiser moments and the step from an earlier run's files."""
+        """Restores weights, averages, optimiser moments and the step of an earlier run."""
         self.step = load_state(folder, self.stage, self.model, self.ema, self.optimizer)
         self.averaged.n_averaged.fill_(self.step)
         logger.info("%s: resumed from %s at step %d", self.stage, folder, self.step)
@@ -69,7 +69,11 @@ class Trainer:
     def save(self, folder: Path) -> None:
         save_state(folder, self.stage, self.step, self.model, self.ema, self.optimizer)
 
-    def run(self, compute_loss: Callable[[], tuple[Tensor, Metrics]], after_step: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self,
+        compute_loss: Callable[[], tuple[Tensor, Metrics]],
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
         """Trains until the step or time limit.
 
         Args:
@@ -83,7 +87,9 @@ class Trainer:
         first_step, lap_step, lap_start = self.step, self.step, started
         while self.progress < 1:
             loss, metrics = compute_loss()
-            lr = config.lr * lr_factor(self.step, self.progress, config.warmup_steps, config.cooldown)
+            lr = config.lr * lr_factor(
+                self.step, self.progress, config.warmup_steps, config.cooldown
+            )
             self._update(loss, lr)
             after_step()
             self.step += 1
@@ -92,7 +98,13 @@ class Trainer:
             if config.minutes is not None:
                 self.progress = max(self.progress, elapsed / 60 / config.minutes)
             if (self.step - first_step) % config.log_every == 0 or self.progress >= 1:
-                self._log(loss, metrics, lr, (self.step - lap_step) / (time.monotonic() - lap_start), elapsed)
+                self._log(
+                    loss,
+                    metrics,
+                    lr,
+                    (self.step - lap_step) / (time.monotonic() - lap_start),
+                    elapsed,
+                )
                 lap_step, lap_start = self.step, time.monotonic()
 
     def _update(self, loss: Tensor, lr: float) -> None:
@@ -108,7 +120,8 @@ class Trainer:
         value = loss.item()
         if value != value or abs(value) == float("inf"):
             raise DivergedError(
-                f"{self.stage}: loss is {value} at step {self.step}; resume the last state with a lower --lr",
+                f"{self.stage}: loss is {value} at step {self.step}; "
+                "resume the last state with a lower --lr",
                 step=self.step,
             )
         numbers = "  ".join(f"{name} {metric.item():.4g}" for name, metric in metrics.items())

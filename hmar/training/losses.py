@@ -51,19 +51,23 @@ def psnr(image_B3HW: Tensor, target_B3HW: Tensor) -> Tensor:
 def scale_weights(patch_nums: Sequence[int], peak: float, sigma: float) -> tuple[float, ...]:
     """Share of the loss of every scale, summing to 1: a normal curve over log patch numbers.
 
-    HMAR (arXiv:2506.04421) reweights the scales with a log-normal curve; its constants are not those
-    here, which were chosen for the demo.
+    HMAR (arXiv:2506.04421) reweights the scales with a log-normal curve; the constants here are not
+    its own but were chosen for the demo.
     """
     raw = [math.exp(-0.5 * (math.log(pn / peak) / sigma) ** 2) for pn in patch_nums]
     return tuple(w / sum(raw) for w in raw)
 
 
 def token_weights(patch_nums: Sequence[int], peak: float, sigma: float) -> Tensor:
-    """Loss weight of every token of the packed pyramid, (L,): its scale's share over its pn² tokens."""
+    """Loss weight of every token of the packed pyramid, (L,): its scale's share over pn²."""
     shares = scale_weights(patch_nums, peak, sigma)
-    return torch.cat([torch.full((pn * pn,), s / (pn * pn)) for pn, s in zip(patch_nums, shares, strict=True)])
+    return torch.cat(
+        [torch.full((pn * pn,), s / (pn * pn)) for pn, s in zip(patch_nums, shares, strict=True)]
+    )
 
 
 def token_losses(logits_BLV: Tensor, tokens_BL: Tensor) -> Tensor:
     """Cross-entropy of every token, (B, L)."""
-    return F.cross_entropy(logits_BLV.float().flatten(0, 1), tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
+    return F.cross_entropy(
+        logits_BLV.float().flatten(0, 1), tokens_BL.flatten(), reduction="none"
+    ).view_as(tokens_BL)

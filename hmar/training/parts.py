@@ -1,16 +1,7 @@
-"""Part images of the demo data: one packed file, read from the robohash wheel once.
-
-The wheel (PyPI `robohash` 2.0) holds RGBA parts by Zikri Kader (set1, backgrounds), Hrvoje Novakovic
-(set2), Julian Peter Arias (set3) and David Revoy (set4), all CC-BY. A picture is one random part of
-every slot of a class, painted in slot order over a background. `set5` is not CC-BY and is left out.
-"""
+"""Part images of the demo data, packed in one file."""
 
 from __future__ import annotations
 
-import io
-import re
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +9,6 @@ import numpy as np
 
 COLORS = ("blue", "brown", "green", "grey", "orange", "pink", "purple", "red", "white", "yellow")
 CLASS_NAMES = (*(f"robot-{color}" for color in COLORS), "cyborg", "robohead", "cat")
-CLASS_FOLDERS = (*(f"set1/{color}" for color in COLORS), "set2", "set3", "set4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,51 +47,6 @@ class PartPack:
     @classmethod
     def load(cls, path: Path) -> PartPack:
         with np.load(path) as arrays:
-            return cls(parts=arrays["parts"], slots=arrays["slots"], backgrounds=arrays["backgrounds"])
-
-
-def pack_wheel(wheel: Path, side_px: int) -> PartPack:
-    """Parts and backgrounds of the robohash wheel, reduced to `side_px`.
-
-    Raises:
-        ValueError: the archive lacks the parts of a class.
-    """
-    parts: list[np.ndarray] = [np.zeros((side_px, side_px, 4), np.uint8)]
-    slots: list[list[tuple[int, int]]] = []
-    with zipfile.ZipFile(wheel) as archive:
-        names = sorted(n for n in archive.namelist() if n.endswith(".png"))
-        for folder in CLASS_FOLDERS:
-            class_slots = []
-            for slot_names in _slots(names, f"robohash/sets/{folder}/"):
-                class_slots.append((len(parts), len(slot_names)))
-                parts += [_read_premultiplied(archive, name, side_px) for name in slot_names]
-            if not class_slots:
-                raise ValueError(f"{wheel}: no parts under sets/{folder}; expected the wheel robohash 2.0")
-            slots.append(class_slots)
-        backgrounds = [
-            _over_white(_read_premultiplied(archive, name, side_px))
-            for name in names
-            if name.startswith("robohash/backgrounds/")
-        ]
-    depth = max(len(s) for s in slots)
-    padded = [s + [(0, 1)] * (depth - len(s)) for s in slots]
-    return PartPack(parts=np.stack(parts), slots=np.array(padded, np.int32), backgrounds=np.stack(backgrounds))
-
-
-def _slots(names: list[str], prefix: str) -> Iterator[list[str]]:
-    """File names of every slot below `prefix`, in painting order: by the folder name after '#'."""
-    folders = {n[len(prefix) :].split("/")[0] for n in names if n.startswith(prefix)}
-    for folder in sorted((f for f in folders if re.match(r"\d+#", f)), key=lambda f: f.split("#")[1]):
-        yield [n for n in names if n.startswith(f"{prefix}{folder}/")]
-
-
-def _read_premultiplied(archive: zipfile.ZipFile, name: str, side_px: int) -> np.ndarray:
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(archive.read(name))).convert("RGBA").convert("RGBa")
-    rgba = np.asarray(image.resize((side_px, side_px), Image.Resampling.LANCZOS, reducing_gap=None))
-    return np.concatenate((np.minimum(rgba[..., :3], rgba[..., 3:]), rgba[..., 3:]), axis=-1)
-
-
-def _over_white(rgba: np.ndarray) -> np.ndarray:
-    return rgba[..., :3] + (255 - rgba[..., 3:])
+            return cls(
+                parts=arrays["parts"], slots=arrays["slots"], backgrounds=arrays["backgrounds"]
+            )

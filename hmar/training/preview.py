@@ -19,13 +19,21 @@ def draw_random(generator: torch.Generator) -> Draw:
 
     def draw(name: str, logits_BlV: Tensor) -> Tensor:
         probabilities = logits_BlV.softmax(dim=-1)
-        return torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator).view(logits_BlV.shape[:2])
+        return torch.multinomial(probabilities.flatten(0, 1), 1, generator=generator).view(
+            logits_BlV.shape[:2]
+        )
 
     return draw
 
 
 def save_samples(
-    model: HMAR, tokenizer: VQVAE, labels: Sequence[int], columns: int, config: ReferenceConfig, seed: int, path: Path
+    model: HMAR,
+    tokenizer: VQVAE,
+    labels: Sequence[int],
+    columns: int,
+    config: ReferenceConfig,
+    seed: int,
+    path: Path,
 ) -> None:
     """Samples one picture per label on the models' device and writes them in rows."""
     device = next(model.parameters()).device

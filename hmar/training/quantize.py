@@ -1,4 +1,4 @@
-"""The quantizer in training: straight-through gradients, code restarts, teacher tokens with errors."""
+"""The quantizer in training: straight-through gradients, code restarts, tokens with errors."""
 
 from __future__ import annotations
 
@@ -78,25 +78,31 @@ class CodeUsage:
         return torch.exp(-(p_V * (p_V + 1e-12).log()).sum())
 
     @torch.no_grad()
-    def restart_(self, codebook_VC: Tensor, residuals_BLC: Tensor, below: float, generator: torch.Generator) -> Tensor:
+    def restart_(
+        self, codebook_VC: Tensor, residuals_BLC: Tensor, below: float, generator: torch.Generator
+    ) -> Tensor:
         """Moves unused codes onto random residuals, in place; returns which, boolean (V,)."""
         V = len(self.count_V)
         mean = self.count_V.mean().clamp_min(1e-6)
         unused_V = self.count_V < below * mean
         candidates_NC = residuals_BLC.flatten(0, 1)
-        pick_V = torch.randint(len(candidates_NC), (V,), generator=generator, device=candidates_NC.device)
+        pick_V = torch.randint(
+            len(candidates_NC), (V,), generator=generator, device=candidates_NC.device
+        )
         codebook_VC.copy_(torch.where(unused_V[:, None], candidates_NC[pick_V], codebook_VC))
         self.count_V.copy_(torch.where(unused_V, mean, self.count_V))
         return unused_V
 
 
 @torch.no_grad()
-def encode_with_errors(quant: Quantizer, f_BCHW: Tensor, error_BL: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def encode_with_errors(
+    quant: Quantizer, f_BCHW: Tensor, error_BL: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
     """Token maps to predict, and the token maps that the finer scales see.
 
-    Where `error_BL` is True the seen token is that of the neighbouring picture of the batch, and the
-    finer scales quantize what is left after it: they learn to correct a wrong choice. Batches are
-    sorted by label, so the neighbour mostly has the same class.
+    Where `error_BL` is True the seen token is that of the neighbouring picture of the batch, and
+    the finer scales quantize what is left after it: they learn to correct a wrong choice. Batches
+    are sorted by label, so the neighbour mostly has the same class.
 
     Args:
         f_BCHW: latent of the pictures.

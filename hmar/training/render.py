@@ -34,18 +34,22 @@ class Renderer:
         split: "train" leaves out the held-out pairs, "held_out" draws only them.
     """
 
-    def __init__(self, pack: PartPack, device: torch.device, seed: int, split: Split = "train") -> None:
+    def __init__(
+        self, pack: PartPack, device: torch.device, seed: int, split: Split = "train"
+    ) -> None:
         self.device, self.num_classes = device, pack.num_classes
         self.generator = torch.Generator(device).manual_seed(seed)
         self.parts_N4hw = torch.from_numpy(pack.parts).to(device).permute(0, 3, 1, 2).contiguous()
-        self.backgrounds_N3hw = torch.from_numpy(pack.backgrounds).to(device).permute(0, 3, 1, 2).contiguous()
+        self.backgrounds_N3hw = (
+            torch.from_numpy(pack.backgrounds).to(device).permute(0, 3, 1, 2).contiguous()
+        )
         self.slots = torch.from_numpy(pack.slots).to(device)
         held_out = held_out_pairs(pack.num_classes, len(pack.backgrounds))
         allowed = {"train": ~held_out, "held_out": held_out, "all": np.ones_like(held_out)}[split]
         self.background_weights = torch.from_numpy(allowed).to(device, torch.float32)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, side, side) in [-1, 1] and labels (B,), balanced over the classes and sorted."""
+        """Pictures (B, 3, side, side) in [-1, 1] and labels (B,), balanced and sorted."""
         offset = torch.randint(self.num_classes, (1,), generator=self.generator, device=self.device)
         labels = (torch.arange(size, device=self.device) + offset) % self.num_classes
         labels = labels.sort().values
@@ -56,7 +60,9 @@ class Renderer:
         B, slots_BS2 = len(label_B), self.slots[label_B]
         u_BS = torch.rand(slots_BS2.shape[:2], generator=self.generator, device=self.device)
         part_BS = slots_BS2[..., 0] + (u_BS * slots_BS2[..., 1]).long()
-        background_B = torch.multinomial(self.background_weights[label_B], 1, generator=self.generator)[:, 0]
+        background_B = torch.multinomial(
+            self.background_weights[label_B], 1, generator=self.generator
+        )[:, 0]
         image = self.backgrounds_N3hw[background_B].float()
         for part_B in part_BS.unbind(1):
             part_B4hw = self.parts_N4hw[part_B].float()

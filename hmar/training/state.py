@@ -1,4 +1,4 @@
-"""What a stage needs to go on in another process: weights, averages and optimiser moments, in small files."""
+"""What a stage needs to go on: weights, averages and optimiser moments, in small files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ MAX_FILE_BYTES = 15 * 2**20
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save_state(folder: Path, stage: str, step: int, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Writes `<stage>-NN.safetensors`, each at most 15 MiB: weights in float32, the rest in 16 bits."""
+def save_state(
+    folder: Path,
+    stage: str,
+    step: int,
+    model: nn.Module,
+    ema: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Writes `<stage>-NN.safetensors` of at most 15 MiB: float32 weights, the rest in 16 bits."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{stage}-[0-9][0-9].safetensors"):
         stale.unlink()
@@ -27,7 +34,9 @@ def save_state(folder: Path, stage: str, step: int, model: nn.Module, ema: nn.Mo
         safetensors.torch.save_file(shard, folder / f"{stage}-{i:02d}.safetensors", metadata)
 
 
-def load_state(folder: Path, stage: str, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_state(
+    folder: Path, stage: str, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
     """Restores what `save_state` wrote, in place, and returns the step.
 
     Raises:
@@ -35,19 +44,26 @@ def load_state(folder: Path, stage: str, model: nn.Module, ema: nn.Module, optim
     """
     paths = sorted(folder.glob(f"{stage}-[0-9][0-9].safetensors"))
     if not paths:
-        raise StateError(f"{folder}: no {stage}-NN.safetensors to resume from; leave out --resume to start anew")
+        raise StateError(
+            f"{folder}: no {stage}-NN.safetensors to resume from; leave out --resume to start anew"
+        )
     tensors: dict[str, Tensor] = {}
     for path in paths:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata()
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}
         if int(metadata["files"]) != len(paths):
-            raise StateError(f"{folder}: {len(paths)} files of stage {stage}, {metadata['files']} were written")
+            raise StateError(
+                f"{folder}: {len(paths)} files of stage {stage}, {metadata['files']} were written"
+            )
     named = _trained(model)
     expected = {f"{kind}/{name}" for kind in ("param", "ema", *MOMENTS) for name in named}
     if expected != tensors.keys():
         odd = sorted(expected ^ tensors.keys())
-        raise StateError(f"{folder}: the {stage} state is of another model; differing tensors: {', '.join(odd[:6])}")
+        raise StateError(
+            f"{folder}: the {stage} state is of another model; "
+            f"differing tensors: {', '.join(odd[:6])}"
+        )
     averaged = dict(ema.named_parameters())
     for name, param in named.items():
         with torch.no_grad():
@@ -64,7 +80,9 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _tensors(model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, Tensor]]:
     averaged = dict(ema.named_parameters())
     for name, param in _trained(model).items():
         yield f"param/{name}", param.detach()

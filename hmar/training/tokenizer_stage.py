@@ -29,8 +29,15 @@ class TokenizerStage:
         losses: loss weights.
     """
 
-    def __init__(self, tokenizer: VQVAE, renderer: Renderer, config: LoopConfig, losses: TokenizerLossConfig) -> None:
-        self.tokenizer, self.renderer, self.config, self.losses = tokenizer, renderer, config, losses
+    def __init__(
+        self, tokenizer: VQVAE, renderer: Renderer, config: LoopConfig, losses: TokenizerLossConfig
+    ) -> None:
+        self.tokenizer, self.renderer, self.config, self.losses = (
+            tokenizer,
+            renderer,
+            config,
+            losses,
+        )
         self.trainer = Trainer("tokenizer", tokenizer, config)
         self.usage = CodeUsage(tokenizer.config.vocab_size, renderer.device)
         self.last: Quantized | None = None
@@ -48,8 +55,14 @@ class TokenizerStage:
         quantized = self.last = quantize_straight_through(tokenizer.quantize, latent.float())
         with torch.autocast(image.device.type, torch.bfloat16):
             decoded = tokenizer.decoder(tokenizer.post_quant_conv(quantized.f_hat))
-        decoded = decoded.float()  # not clamped: a clamp would stop the gradient of saturated pixels
-        l1, edge, ssim = F.l1_loss(decoded, image), edge_loss(decoded, image), ssim_loss(decoded, image)
+        decoded = (
+            decoded.float()
+        )  # not clamped: a clamp would stop the gradient of saturated pixels
+        l1, edge, ssim = (
+            F.l1_loss(decoded, image),
+            edge_loss(decoded, image),
+            ssim_loss(decoded, image),
+        )
         vq = quantized.codebook_loss + weights.commitment * quantized.commitment_loss
         loss = l1 + weights.edge * edge + weights.ssim * ssim + vq
         self.usage.update_(quantized.tokens)
@@ -74,7 +87,7 @@ class TokenizerStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconstructionReport:
-    """Reconstruction of fresh pictures: mean PSNR in dB and mean absolute error in [-1, 1] units."""
+    """Reconstruction of fresh pictures: mean PSNR in dB, mean absolute error in [-1, 1] units."""
 
     psnr_db: float
     l1: float
@@ -82,9 +95,13 @@ class ReconstructionReport:
 
 @torch.no_grad()
 def evaluate_reconstruction(
-    tokenizer: VQVAE, renderer: Renderer, num_images: int, sheet: Path | None = None, batch_size: int = 64
+    tokenizer: VQVAE,
+    renderer: Renderer,
+    num_images: int,
+    sheet: Path | None = None,
+    batch_size: int = 64,
 ) -> ReconstructionReport:
-    """Reconstructs fresh pictures in float32; optionally writes pairs of originals and reconstructions."""
+    """Reconstructs fresh pictures in float32; `sheet` gets pairs of original and reconstruction."""
     psnrs, errors = [], []
     for start in range(0, num_images, batch_size):
         image, _ = renderer.batch(min(batch_size, num_images - start))
@@ -95,4 +112,6 @@ def evaluate_reconstruction(
         if sheet is not None and start == 0:
             pairs = torch.stack((image, decoded), dim=1)[:: max(1, len(image) // 39)].flatten(0, 1)
             save_sheet(pairs, 12, sheet)
-    return ReconstructionReport(psnr_db=torch.cat(psnrs).mean().item(), l1=torch.cat(errors).mean().item())
+    return ReconstructionReport(
+        psnr_db=torch.cat(psnrs).mean().item(), l1=torch.cat(errors).mean().item()
+    )

@@ -41,15 +41,23 @@ class TransformerStage:
         config: LoopConfig,
         losses: TransformerLossConfig,
     ) -> None:
-        self.branch, self.model, self.tokenizer = branch, model, tokenizer.eval().requires_grad_(False)
+        self.branch, self.model, self.tokenizer = (
+            branch,
+            model,
+            tokenizer.eval().requires_grad_(False),
+        )
         self.renderer, self.config, self.losses = renderer, config, losses
         for name, param in model.named_parameters():
             param.requires_grad_(name.startswith(MASK_PREFIXES) == (branch == "mask"))
         stage: StageName = "next-scale" if branch == "ns" else "masked"
         self.trainer = Trainer(stage, model, config)
         patch_nums, device = model.config.patch_nums, renderer.device
-        self.weights_L = token_weights(patch_nums, losses.weight_peak, losses.weight_sigma).to(device)
-        scale_L = torch.cat([torch.full((pn * pn,), k, device=device) for k, pn in enumerate(patch_nums)])
+        self.weights_L = token_weights(patch_nums, losses.weight_peak, losses.weight_sigma).to(
+            device
+        )
+        scale_L = torch.cat(
+            [torch.full((pn * pn,), k, device=device) for k, pn in enumerate(patch_nums)]
+        )
         self.scale_L, self.same_scale = scale_L, scale_L[:, None] == scale_L[None, :]
         if config.is_compiled:
             compile_(tokenizer.encoder, model)
@@ -79,11 +87,19 @@ class TransformerStage:
         model, rest = self.model, slice(1, self.model.config.seq_len)
         with self._autocast():
             cond_BC = model.cond(label_B)
-            x = torch.cat((model.first_input(cond_BC), model.mask_input(maps, own, token_mask_BL[:, 1:], rest)), dim=1)
+            x = torch.cat(
+                (
+                    model.first_input(cond_BC),
+                    model.mask_input(maps, own, token_mask_BL[:, 1:], rest),
+                ),
+                dim=1,
+            )
             logits = model(x, cond_BC, "mask", self.same_scale)
         loss_BL = token_losses(logits, target_BL) * token_mask_BL
         weights_BL = self.weights_L * token_mask_BL
-        return (loss_BL * self.weights_L).sum() / weights_BL.sum(), self._scale_metrics(loss_BL, token_mask_BL)
+        return (loss_BL * self.weights_L).sum() / weights_BL.sum(), self._scale_metrics(
+            loss_BL, token_mask_BL
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.renderer.device.type, torch.bfloat16)
@@ -92,7 +108,10 @@ class TransformerStage:
         model = self.model
         with self._autocast():
             cond_BC = model.cond(label_B)
-            first, rest = model.first_input(cond_BC), model.ns_input(maps, slice(1, model.config.seq_len))
+            first, rest = (
+                model.first_input(cond_BC),
+                model.ns_input(maps, slice(1, model.config.seq_len)),
+            )
             return model(torch.cat((first, rest), dim=1), cond_BC, "ns", self.same_scale)
 
     @torch.no_grad()
@@ -109,7 +128,7 @@ class TransformerStage:
         return targets, seen, torch.where(dropped_B, self.model.config.num_classes, label_B)
 
     def _token_mask(self, size: int) -> Tensor:
-        """Positions to predict, boolean (B, L); the share per picture and scale follows MaskGIT's cosine."""
+        """Positions to predict, boolean (B, L); shares per picture and scale: MaskGIT's cosine."""
         ratio_BS = torch.cos(0.5 * torch.pi * self._rand(size, self.model.config.num_scales))
         token_mask_BL = self._rand(size, len(self.weights_L)) < ratio_BS[:, self.scale_L]
         token_mask_BL[:, 0] = False  # scale 0 has no masked pass
@@ -117,7 +136,9 @@ class TransformerStage:
 
     def _draw(self, logits_BLV: Tensor) -> Tensor:
         """One token per position from the softmax, by Gumbel noise."""
-        u = torch.rand(logits_BLV.shape, generator=self.renderer.generator, device=logits_BLV.device)
+        u = torch.rand(
+            logits_BLV.shape, generator=self.renderer.generator, device=logits_BLV.device
+        )
         return (logits_BLV.float() - (-u.clamp_min(1e-20).log()).log()).argmax(dim=-1)
 
     def _rand(self, *shape: int) -> Tensor:
@@ -128,6 +149,7 @@ class TransformerStage:
         chosen_BL = torch.ones_like(loss_BL) if token_mask_BL is None else token_mask_BL.float()
         patch_nums = self.model.config.patch_nums
         return {
-            f"{pn}": (loss_BL.detach() * (here := chosen_BL * (self.scale_L == k))).sum() / here.sum().clamp_min(1)
+            f"{pn}": (loss_BL.detach() * (here := chosen_BL * (self.scale_L == k))).sum()
+            / here.sum().clamp_min(1)
             for k, pn in enumerate(patch_nums)
         }

@@ -28,10 +28,14 @@ def test_matrix_upsampling_is_the_bicubic_one(quant: Quantizer) -> None:
     fast = MatrixQuantizer(quant)
     for pn in PATCH_NUMS_256:
         h = torch.randn(2, 4, pn, pn)
-        torch.testing.assert_close(fast.upsample(h), quant.upsample(h), atol=1e-5, rtol=0)  # float32 sums
+        torch.testing.assert_close(
+            fast.upsample(h), quant.upsample(h), atol=1e-5, rtol=0
+        )  # float32 sums
 
 
-def test_straight_through_quantization_agrees_with_encode_and_passes_the_gradient(quant: Quantizer) -> None:
+def test_straight_through_quantization_agrees_with_encode_and_passes_the_gradient(
+    quant: Quantizer,
+) -> None:
     f = torch.randn(2, 4, 16, 16, requires_grad=True)
     out = quantize_straight_through(quant, f)
     tokens, f_hats = quant.encode(f.detach())

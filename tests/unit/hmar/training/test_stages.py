@@ -12,7 +12,13 @@ import torch
 from hmar.checkpoint import load_hmar, load_tokenizer
 from hmar.config import HMARConfig, TokenizerConfig
 from hmar.training.config import LoopConfig
-from hmar.training.demo import PreviewConfig, RunFiles, train_masked, train_next_scale, train_tokenizer
+from hmar.training.demo import (
+    PreviewConfig,
+    RunFiles,
+    train_masked,
+    train_next_scale,
+    train_tokenizer,
+)
 from hmar.training.errors import StateError
 from hmar.training.parts import PartPack
 
@@ -24,7 +30,9 @@ TINY = HMARConfig(
     depth=2, branch_layers=1, embed_dim=64, num_heads=1, patch_nums=PATCH_NUMS,
     num_classes=3, vocab_size=32, latent_channels=8, shared_aln=True,
 )  # fmt: skip
-LOOP = LoopConfig(steps=3, batch_size=6, lr=1e-3, warmup_steps=1, log_every=1, device="cpu", is_compiled=False)
+LOOP = LoopConfig(
+    steps=3, batch_size=6, lr=1e-3, warmup_steps=1, log_every=1, device="cpu", is_compiled=False
+)
 PREVIEW = PreviewConfig(num_reconstructions=4, samples_per_class=1, top_k=8, top_p=0.9)
 
 
@@ -50,10 +58,14 @@ def tokenizer_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def next_scale_run(data: Path, tokenizer_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def next_scale_run(
+    data: Path, tokenizer_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("next-scale")
     train_next_scale(RunFiles(data=data, out=out, init_from=tokenizer_run), TINY, LOOP, PREVIEW)
-    (out / "tokenizer.safetensors").write_bytes((tokenizer_run / "tokenizer.safetensors").read_bytes())
+    (out / "tokenizer.safetensors").write_bytes(
+        (tokenizer_run / "tokenizer.safetensors").read_bytes()
+    )
     return out
 
 
@@ -65,11 +77,15 @@ def test_tokenizer_stage_writes_a_loadable_tokenizer(tokenizer_run: Path) -> Non
 
 
 def test_next_scale_stage_writes_a_loadable_model(next_scale_run: Path) -> None:
-    assert load_hmar([next_scale_run / "hmar.safetensors"]).config == replace(TINY, has_mask_branch=False)
+    assert load_hmar([next_scale_run / "hmar.safetensors"]).config == replace(
+        TINY, has_mask_branch=False
+    )
     assert (next_scale_run / "samples.png").is_file()
 
 
-def test_masked_stage_trains_the_masked_branch_only(data: Path, next_scale_run: Path, tmp_path: Path) -> None:
+def test_masked_stage_trains_the_masked_branch_only(
+    data: Path, next_scale_run: Path, tmp_path: Path
+) -> None:
     train_masked(RunFiles(data=data, out=tmp_path, init_from=next_scale_run), LOOP, PREVIEW)
     before = load_hmar([next_scale_run / "hmar.safetensors"]).state_dict()
     model = load_hmar([tmp_path / "hmar.safetensors"])
@@ -81,7 +97,9 @@ def test_masked_stage_trains_the_masked_branch_only(data: Path, next_scale_run: 
     assert (tmp_path / "samples_masked.png").is_file()
 
 
-def test_a_resumed_stage_goes_on_from_its_state(data: Path, tokenizer_run: Path, tmp_path: Path) -> None:
+def test_a_resumed_stage_goes_on_from_its_state(
+    data: Path, tokenizer_run: Path, tmp_path: Path
+) -> None:
     files = RunFiles(data=data, out=tmp_path, resume=tokenizer_run)
     # with a learning rate of zero the weights stay those of the first run
     train_tokenizer(files, TOKENIZER, PATCH_NUMS, replace(LOOP, lr=0.0, steps=1), PREVIEW)
