@@ -1,4 +1,4 @@
-"""Contact sheets of samples while training."""
+"""Samples of a model in training, on its device."""
 
 from __future__ import annotations
 
@@ -26,6 +26,18 @@ def draw_random(generator: torch.Generator) -> Draw:
     return draw
 
 
+def sample(
+    model: HMAR,
+    tokenizer: VQVAE,
+    labels: Sequence[int],
+    config: ReferenceConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """One picture per label in [-1, 1], (B, 3, side, side), on the models' device."""
+    with torch.device(next(model.parameters()).device):
+        return generate(model, tokenizer, labels, config, draw_random(generator)) * 2 - 1
+
+
 def save_samples(
     model: HMAR,
     tokenizer: VQVAE,
@@ -35,9 +47,6 @@ def save_samples(
     seed: int,
     path: Path,
 ) -> None:
-    """Samples one picture per label on the models' device and writes them in rows."""
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    with torch.device(device):
-        image = generate(model, tokenizer, labels, config, draw_random(generator))
-    save_sheet(image * 2 - 1, columns, path)
+    """Samples one picture per label and writes them in rows."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    save_sheet(sample(model, tokenizer, labels, config, generator), columns, path)
