@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import shutil
@@ -20,6 +21,7 @@ import onnx_ir as ir
 from export.config import DTYPES, ExportConfig
 from export.errors import ExportError, GraphError, OutputError
 from export.graphs import GraphBuilder
+from export.metadata import model_spec, read_class_names, sampling_defaults
 from export.pieces import pieces_for
 from export.steps import DTYPE_NAMES, Catalogue, StepSpec
 from export.tensors import lay_out
@@ -27,7 +29,6 @@ from export.torch_steps import TorchSteps
 from export.verify import Certificate, verify
 from export.weights import WeightsFile, sha256_file
 from hmar.checkpoint import check_pair, load_hmar, load_tokenizer
-from hmar.config import PUBLISHED_SAMPLING, PublishedSampling, default_schedule, preset_name
 from hmar.hmar import HMAR
 from hmar.vae import VQVAE
 from plugins_trt.block_sparse_attn.spec import OP_DOMAIN, OP_NAME, PLUGIN_VERSION
@@ -38,7 +39,6 @@ from runtime.bundle import (
     FileSpec,
     GraphSpec,
     Manifest,
-    ModelSpec,
     PluginSpec,
     SamplingDefaults,
     WeightSpec,
@@ -46,7 +46,8 @@ from runtime.bundle import (
 
 logger = logging.getLogger(__name__)
 
-GRAPHS, WEIGHTS, CERTIFICATE = "graphs", "graphs/weights.bin", "certificate.json"
+GRAPHS, WEIGHTS = "graphs", "graphs/weights.bin"
+CERTIFICATE, CLASS_NAMES = "certificate.json", "classes.json"
 DISK_MARGIN = 64 << 20  # bytes kept free beside what the bundle needs
 
 Progress = Callable[[str, int, int], None]
@@ -111,6 +112,8 @@ def export_bundle(
     vae: Path,
     out: Path,
     *,
+    class_names: Path | None = None,
+    sampling: Path | None = None,
     branch_layers: int | None = None,
     num_heads: int | None = None,
     progress: Progress = quiet,
@@ -125,6 +128,9 @@ def export_bundle(
             `hmar.checkpoint.load_hmar`.
         vae: the tokenizer's file.
         out: the bundle folder; replaced if it is a bundle already.
+        class_names: JSON list of the classes' names, to be stored in the bundle.
+        sampling: JSON object with `cfg`, `top_k`, `top_p` or `mask_schedule`, the bundle's
+            defaults. Otherwise those published for a model of this depth.
         branch_layers, num_heads: for checkpoints whose keys do not tell; see `load_hmar`.
 
     Raises:
@@ -139,9 +145,11 @@ def export_bundle(
         FileSpec(file=path.name, sha256=sha256_file(path), nbytes=path.stat().st_size)
         for path in (*checkpoints, vae)
     )
+    names = read_class_names(class_names, model.config.num_classes) if class_names else ()
+    defaults = sampling_defaults(model.config, sampling)
     loaded = time.perf_counter()
     with _beside(out) as folder:
-        writer = _Writer(config, model, tokenizer, folder, progress)
+        writer = _Writer(config, model, tokenizer, defaults, names, folder, progress)
         manifest, certificate = writer.write(sources)
         nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         _replace(folder, out)
@@ -176,10 +184,10 @@ def verify_bundle(
     bundle.check_files()
     model, tokenizer = _load(checkpoints, vae, branch_layers, num_heads)
     manifest = bundle.manifest
-    if _model_spec(model, tokenizer) != manifest.model:
+    if model_spec(model, tokenizer) != manifest.model:
         raise ExportError(
             f"{folder}: exported from a model of other sizes: {manifest.model}, the checkpoint is "
-            f"{_model_spec(model, tokenizer)}"
+            f"{model_spec(model, tokenizer)}"
         )
     weights = WeightsFile(Path(WEIGHTS).name)
     lay_out(weights, model, tokenizer, DTYPES[manifest.precision])
@@ -215,32 +223,21 @@ def _run_ladder(
     )
 
 
-def _model_spec(model: HMAR, tokenizer: VQVAE) -> ModelSpec:
-    config = model.config
-    return ModelSpec(
-        preset=preset_name(config),
-        depth=config.depth,
-        branch_layers=config.branch_layers,
-        embed_dim=config.embed_dim,
-        num_heads=config.num_heads,
-        num_classes=config.num_classes,
-        vocab_size=config.vocab_size,
-        latent_channels=config.latent_channels,
-        patch_nums=config.patch_nums,
-        shared_aln=config.shared_aln,
-        attn_l2_norm=config.attn_l2_norm,
-        has_mask_branch=config.has_mask_branch,
-        image_side_px=config.patch_nums[-1] * tokenizer.config.downsampling,
-    )
-
-
 class _Writer:
     """One bundle in the making."""
 
     def __init__(
-        self, config: ExportConfig, model: HMAR, tokenizer: VQVAE, folder: Path, progress: Progress
+        self,
+        config: ExportConfig,
+        model: HMAR,
+        tokenizer: VQVAE,
+        sampling: SamplingDefaults,
+        class_names: Sequence[str],
+        folder: Path,
+        progress: Progress,
     ) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
+        self.sampling, self.class_names = sampling, class_names
         self.folder, self.progress = folder, progress
         self.weights = WeightsFile(Path(WEIGHTS).name)
         self.steps = Catalogue(model.config, tokenizer.config, config.precision).steps()
@@ -259,6 +256,10 @@ class _Writer:
             )
             (self.folder / CERTIFICATE).write_text(certificate.to_json(), encoding="utf-8")
             manifest = replace(manifest, certificate=self._file(CERTIFICATE))
+        if self.class_names:
+            text = json.dumps(list(self.class_names)) + "\n"
+            (self.folder / CLASS_NAMES).write_text(text, encoding="utf-8")
+            manifest = replace(manifest, class_names=self._file(CLASS_NAMES))
         (self.folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         return manifest, certificate
 
@@ -313,23 +314,14 @@ class _Writer:
         return FileSpec(file=name, sha256=sha256_file(path), nbytes=path.stat().st_size)
 
     def _manifest(self, sources: tuple[FileSpec, ...], graphs: dict[str, GraphSpec]) -> Manifest:
-        config = self.model.config
-        sampling = PUBLISHED_SAMPLING.get(config.depth, PublishedSampling())
         return Manifest(
             format_version=FORMAT_VERSION,
             producer=f"hmar-deploy {_version()}",
             family="hmar",
             precision=self.config.precision,
             opset=self.config.opset,
-            model=_model_spec(self.model, self.tokenizer),
-            sampling=SamplingDefaults(
-                cfg=sampling.cfg,
-                top_k=min(sampling.top_k, config.vocab_size),
-                top_p=sampling.top_p,
-                mask_schedule=default_schedule(config.patch_nums)
-                if config.has_mask_branch
-                else None,
-            ),
+            model=model_spec(self.model, self.tokenizer),
+            sampling=self.sampling,
             graphs=graphs,
             weights=self._file(WEIGHTS),
             tensors={n: _weight_spec(self.weights, n) for n in self.weights.entries},

@@ -119,6 +119,13 @@ class Manifest:
     plugins: tuple[PluginSpec, ...]
     sources: tuple[FileSpec, ...]
     certificate: FileSpec | None = None
+    class_names: FileSpec | None = None
+
+    @property
+    def files(self) -> list[FileSpec]:
+        """Every file of the bundle but the manifest itself."""
+        optional = [spec for spec in (self.certificate, self.class_names) if spec is not None]
+        return [*self.graphs.values(), self.weights, *optional]
 
     @property
     def num_scales(self) -> int:
@@ -172,6 +179,22 @@ class Bundle:
         """Full path of a file of the bundle."""
         return self.folder / spec.file
 
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in label order; empty where the bundle has none.
+
+        Raises:
+            ManifestError: the names file does not fit the model.
+        """
+        spec = self.manifest.class_names
+        if spec is None:
+            return ()
+        path = self.path(spec)
+        try:
+            text = path.read_text(encoding="utf-8")
+            return parse_class_names(text, str(path), self.manifest.model.num_classes)
+        except (OSError, ValueError) as error:
+            raise ManifestError(str(error)) from error
+
     def check_files(
         self, *, weights: bool = True, progress: Callable[[str], None] = lambda file: None
     ) -> None:
@@ -184,10 +207,7 @@ class Bundle:
         Raises:
             ChecksumError: a file is missing or altered.
         """
-        specs: list[FileSpec] = [*self.manifest.graphs.values(), self.manifest.weights]
-        if self.manifest.certificate is not None:
-            specs.append(self.manifest.certificate)
-        for spec in specs:
+        for spec in self.manifest.files:
             progress(spec.file)
             path = self.path(spec)
             again = "export the bundle again or copy it anew"
@@ -206,6 +226,28 @@ class Bundle:
                     f"{path}: altered (sha256 {digest[:12]}…, "
                     f"the manifest says {spec.sha256[:12]}…); {again}"
                 )
+
+
+def parse_class_names(text: str, source: str, num_classes: int) -> tuple[str, ...]:
+    """Names of the classes, in label order, from a JSON list.
+
+    Raises:
+        ValueError: not a list of `num_classes` different names, or a name that reads as a number.
+    """
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}: not JSON ({error})") from error
+    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"{source}: expected a JSON list of class names")
+    if len(names) != num_classes or len(set(names)) != len(names):
+        raise ValueError(
+            f"{source}: expected {num_classes} different names, got {len(names)} "
+            f"({len(set(names))} different)"
+        )
+    if odd := [n for n in names if n.lstrip("-").isdigit() or "," in n]:
+        raise ValueError(f"{source}: names must not be numbers or hold commas: {odd}")
+    return tuple(names)
 
 
 def parse_manifest(text: str, source: str) -> Manifest:
@@ -242,8 +284,9 @@ def parse_manifest(text: str, source: str) -> Manifest:
         }
         data["plugins"] = tuple(_record(PluginSpec, p, "plugins") for p in data.get("plugins", ()))
         data["sources"] = tuple(_record(FileSpec, s, "sources") for s in data.get("sources", ()))
-        if data.get("certificate") is not None:
-            data["certificate"] = _record(FileSpec, data["certificate"], "certificate")
+        for optional in ("certificate", "class_names"):
+            if data.get(optional) is not None:
+                data[optional] = _record(FileSpec, data[optional], optional)
         manifest = _record(Manifest, data, "manifest")
         _check(manifest)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -252,12 +295,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    files = [
-        *manifest.graphs.values(),
-        manifest.weights,
-        *([manifest.certificate] if manifest.certificate else []),
-    ]
-    for spec in files:
+    for spec in manifest.files:
         path = PurePosixPath(spec.file)
         if path.is_absolute() or ".." in path.parts or "\\" in spec.file or not path.parts:
             raise ValueError(f"path {spec.file!r} leaves the bundle")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,9 @@ class Scores:
 class Pipeline:
     """Images from a bundle. Use it as a context manager, or call `close`."""
 
-    def __init__(self, runner: StepRunner, max_batch: int) -> None:
+    def __init__(self, runner: StepRunner, max_batch: int, class_names: Sequence[str] = ()) -> None:
         self.runner, self.max_batch = runner, max_batch
+        self.class_names = tuple(class_names)
 
     @classmethod
     def load(
@@ -63,7 +65,7 @@ class Pipeline:
         )
         opened = Bundle.open(bundle)
         opened.check_files(weights=config.check_weights)
-        return cls(OnnxRuntimeRunner(opened, config), config.max_batch)
+        return cls(OnnxRuntimeRunner(opened, config), config.max_batch, opened.class_names())
 
     @property
     def manifest(self) -> Manifest:
@@ -76,7 +78,7 @@ class Pipeline:
 
     def generate(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int | str],
         *,
         seed: int = 0,
         image_index: Sequence[int] | None = None,
@@ -88,7 +90,8 @@ class Pipeline:
         """Images of the given classes, (B, H, W, 3) uint8.
 
         Args:
-            labels: one class per image, 0..num_classes - 1, or -1 = unconditional.
+            labels: one class per image: 0..num_classes - 1, -1 = unconditional, or a name from
+                `class_names`.
             seed: 0 .. 2^64 - 1.
             image_index: names each image's random numbers, together with the seed; default
                 0, 1, 2, …. An image depends on (label, seed, image_index, sampling) and on nothing
@@ -151,7 +154,7 @@ class Pipeline:
 
     def score(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int | str],
         tokens: Sequence[np.ndarray],
         token_mask: np.ndarray | None = None,
     ) -> Scores:
@@ -199,21 +202,26 @@ class Pipeline:
         joined = {name: np.concatenate(parts) for name, parts in results.items()}
         return Scores(ns_log_prob=joined["ns_log_prob"], mask_log_prob=joined.get("mask_log_prob"))
 
-    def _rows(self, labels: Sequence[int]) -> list[int]:
+    def _rows(self, labels: Sequence[int | str]) -> list[int]:
         """Rows of the class embedding, after checking the labels."""
-        classes = self.manifest.model.num_classes
         if len(labels) == 0:
             raise ValueError("labels is empty; give one class per image")
-        for label in labels:
-            if (
-                isinstance(label, bool)
-                or not isinstance(label, (int, np.integer))
-                or not NO_CLASS <= label < classes
-            ):
-                raise ValueError(
-                    f"label {label!r} is out of range: 0..{classes - 1}, or -1 for unconditional"
-                )
-        return [classes if label == NO_CLASS else int(label) for label in labels]
+        return [self._row(label) for label in labels]
+
+    def _row(self, label: int | str) -> int:
+        classes = self.manifest.model.num_classes
+        if isinstance(label, str) and self.class_names:
+            if label not in self.class_names:
+                close = difflib.get_close_matches(label, self.class_names) or self.class_names[:20]
+                raise ValueError(f"class {label!r} is unknown; try {', '.join(close)}")
+            return self.class_names.index(label)
+        is_number = isinstance(label, (int, np.integer)) and not isinstance(label, bool)
+        if not is_number or not NO_CLASS <= int(label) < classes:
+            hint = "" if self.class_names else " (this bundle has no class names)"
+            raise ValueError(
+                f"label {label!r} is out of range: 0..{classes - 1}, or -1 for unconditional{hint}"
+            )
+        return classes if label == NO_CLASS else int(label)
 
     def _parts(self, count: int) -> list[slice]:
         return [slice(i, min(i + self.max_batch, count)) for i in range(0, count, self.max_batch)]

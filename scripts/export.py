@@ -51,6 +51,19 @@ def parse_args() -> argparse.Namespace:
         help="skip the comparison with PyTorch; the bundle then has no certificate",
     )
     p.add_argument(
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+        help="JSON list of class names, to be usable in generate.py --labels",
+    )
+    p.add_argument(
+        "--sampling",
+        type=Path,
+        metavar="FILE",
+        help="JSON object with cfg, top_k, top_p, mask_schedule: the bundle's defaults "
+        "(otherwise those published for this depth)",
+    )
+    p.add_argument(
         "--branch-layers",
         type=int,
         metavar="N",
@@ -74,6 +87,8 @@ def main() -> None:
             args.ckpt,
             args.vae,
             args.out,
+            class_names=args.class_names,
+            sampling=args.sampling,
             branch_layers=args.branch_layers,
             num_heads=args.num_heads,
             progress=progress,

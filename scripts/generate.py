@@ -34,7 +34,10 @@ def parse_args() -> argparse.Namespace:
         help="bundle folder, from scripts/export.py",
     )
     p.add_argument(
-        "--labels", required=True, metavar="L,L,…", help="one class per image; -1 = unconditional"
+        "--labels",
+        required=True,
+        metavar="L,L,…",
+        help="classes: numbers, names if the bundle has them, -1 = none",
     )
     p.add_argument(
         "--seed", type=int, default=0, help="the same seed gives the same images on every backend"
@@ -96,13 +99,12 @@ def parse_args() -> argparse.Namespace:
     return p.parse_args()
 
 
-def parse_labels(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--labels must be numbers separated by commas, such as 207,88, got {text!r}"
-        ) from None
+def parse_labels(text: str) -> list[int | str]:
+    """Numbers, and class names for everything that is not a number."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise ValueError(f"--labels must be separated by commas, such as 207,88, got {text!r}")
+    return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
 
 
 def sampling_config(args: argparse.Namespace, defaults: SamplingConfig) -> SamplingConfig:

@@ -11,12 +11,17 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from runtime.backends.base import StepRunner
 from runtime.bundle import Bundle
+from runtime.pipeline import Pipeline
+from runtime.trajectory import condition
 from tests.checkpoints import write_pth
 from tests.golden_data import Case
 
@@ -96,40 +101,80 @@ def test_trace_is_token_identical(case: Case, bundle: Path, tmp_path: Path, name
         )  # float16 steps
 
 
-def test_modules(case: Case) -> None:
-    """Blocks and the teacher-forced pyramid of the full-size model, by the PyTorch reference."""
-    import torch
+@pytest.fixture(scope="module")
+def runner(bundle: Path) -> Iterator[StepRunner]:
+    with Pipeline.load(bundle, "ort-cpu", check_weights=False) as pipeline:
+        yield pipeline.runner
 
-    from hmar import reference
-    from tests.golden_data import assert_close
 
-    golden, model = case.modules, case.model
-    x, cond = (torch.from_numpy(golden[n]) for n in ("block_x", "block_cond"))
-    with torch.no_grad():
-        for key in [
-            k
-            for k in golden
-            if k.startswith("block_") and k.endswith("_out") and "pyramid" not in k
-        ]:
-            name = key.removeprefix("block_").removesuffix("_out")
-            if name.endswith(("_attn", "_ffn")):
-                continue
-            block = model.get_submodule(name)
-            assert_close(name, golden[key], block(x, block.modulation(cond))[0], rms_ratio=5e-6)
-    tokens = [
-        torch.from_numpy(golden[f"tf_s{k}_tokens"]).long()
-        for k in range(len(case.config["patch_nums"]))
-    ]
-    mask = torch.zeros(tokens[0].shape[0], case.config["L"], dtype=torch.bool)
-    mask[:, torch.from_numpy(golden["pyr_idx_to_mask"]).long() + 1] = True
-    scores = reference.score(model, case.tokenizer, golden["tf_labels"].tolist(), tokens, mask)
+def check_logits(name: str, golden: dict[str, np.ndarray], logits: np.ndarray) -> None:
+    """Compares with the stored probes, and with the argmax wherever it is no close call."""
+    probe = logits[tuple(golden[f"{name}_probe_index"].T)]
+    assert np.abs(probe - golden[f"{name}_probe"]).max() < 1e-4, name
+    if f"{name}_argmax" in golden:
+        flipped = logits.argmax(-1) != golden[f"{name}_argmax"]
+        assert golden[f"{name}_gap"][flipped].max(initial=0) < 1e-4, name
+
+
+def test_score(case: Case, runner: StepRunner) -> None:
+    golden = case.modules
+    slices = case.hmar_config.scale_slices()
+    tokens = np.concatenate([golden[f"tf_s{k}_tokens"] for k in range(len(slices))], axis=1)
+    mask = np.zeros(tokens.shape, np.bool_)
+    mask[:, golden["pyr_idx_to_mask"] + 1] = True  # indices count from the start of scale 1
+    feeds = {**condition(runner, golden["tf_labels"]), "tokens": tokens, "token_mask": mask}
+    out = runner.run("score", feeds)
     for branch in ("ns", "mask"):
-        logits = scores[f"{branch}_logits"]
-        flipped = logits.argmax(-1).numpy() != golden[f"pyr_{branch}_argmax"]
+        logits = runner.numpy(out[f"{branch}_logits"])
+        flipped = logits.argmax(-1) != golden[f"pyr_{branch}_argmax"]
         assert golden[f"pyr_{branch}_gap"][flipped].max(initial=0) < 1e-4
-        assert_close(
-            f"gap {branch}",
-            golden[f"pyr_{branch}_gap"],
-            -torch.diff(logits.topk(2).values)[..., 0],
-            rms_ratio=1e-4,
+        for k, positions in enumerate(slices):
+            check_logits(f"pyr_{branch}_s{k}", golden, logits[:, positions])
+
+
+def test_teacher_forced_steps(case: Case, runner: StepRunner) -> None:
+    golden, patch_nums = case.modules, case.config["patch_nums"]
+    labels = golden["tf_labels"].tolist()
+    cond = condition(runner, [*labels, *[case.config["num_classes"]] * len(labels)])
+    f_hat: Any = np.zeros_like(golden["tf_f_hat"])
+    operands: dict[str, np.ndarray] = {}
+    for k, pn in enumerate(patch_nums):
+        tokens = golden[f"tf_s{k}_tokens"].reshape(-1, pn, pn)
+        check_logits(f"tf_s{k}_ns", golden, run_step(runner, "ns", k, operands, cond))
+        if k > 0:
+            mask = np.zeros((len(labels), pn * pn), np.bool_)
+            np.put_along_axis(mask, golden[f"tf_s{k}_m1_idx_to_mask"], True, axis=1)
+            h = runner.numpy(
+                runner.run(runner.manifest.graph("mask_input", k), {"tokens": tokens})["h"]
+            )
+            masked = {
+                **operands,
+                "h": np.concatenate((h, h)),
+                "token_mask": np.concatenate((mask, mask)),
+            }
+            check_logits(f"tf_s{k}_m1", golden, run_step(runner, "mask", k, masked, cond))
+        out = runner.run(runner.manifest.graph("quant", k), {"tokens": tokens, "f_hat": f_hat})
+        f_hat = out["f_hat_out"]
+        if "map" in out:
+            operands = {"map": np.concatenate([runner.numpy(out["map"])] * 2)}
+    assert np.abs(runner.numpy(f_hat) - golden["tf_f_hat"]).max() < 6e-6
+
+
+def run_step(
+    runner: StepRunner, kind: Any, k: int, operands: dict[str, Any], cond: dict[str, Any]
+) -> np.ndarray:
+    graph = runner.manifest.graph(kind, k)
+    inputs = [i.name for i in runner.manifest.graphs[graph].inputs]
+    return runner.numpy(runner.run(graph, {n: {**cond, **operands}[n] for n in inputs})["logits"])
+
+
+def test_tokenizer(case: Case, runner: StepRunner) -> None:
+    golden = case.modules
+    out = runner.run("encode", {"image": (golden["vae_img_int8"].astype(np.float32) / 127 + 1) / 2})
+    tokens = runner.numpy(out["tokens"])
+    for k, positions in enumerate(case.hmar_config.scale_slices()):
+        np.testing.assert_array_equal(
+            tokens[:, positions], golden[f"vae_s{k}_tokens"], err_msg=f"scale {k}"
         )
+    image = runner.numpy(runner.run("decode", {"f_hat": out["f_hat"]})["image"]) * 2 - 1
+    assert np.abs(image - golden["vae_img_rec_f16"].astype(np.float32).clip(-1, 1)).max() < 2e-3

@@ -99,7 +99,10 @@ def test_verification_options_reproduce_golden_traces(
     ("arguments", "message"),
     [
         (["--labels", "10"], "label 10 is out of range: 0..9, or -1 for unconditional"),
-        (["--labels", "cat"], "--labels must be numbers separated by commas"),
+        (
+            ["--labels", "cat"],
+            "or -1 for unconditional (this bundle has no class names)",
+        ),
         (
             ["--labels", "1", "--schedule", "[[1],[1,3]]"],
             "mask_schedule has 2 entries, the model has 4 scales",
