@@ -53,7 +53,8 @@ def main() -> None:
             "  ".join(f"{v:>14.4g}" if isinstance(v, float) else f"{v:>14}" for v in row.values())
         )
     if args.json is not None:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        known = [{k: v for k, v in row.items() if v == v} for row in rows]  # JSON has no NaN
+        args.json.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n")
 
 
 def _named(text: str) -> tuple[str, Path]:
