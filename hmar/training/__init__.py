@@ -1,0 +1,1 @@
+"""Training of a small HMAR and its tokenizer on endlessly composited pictures."""

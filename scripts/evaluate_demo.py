@@ -1,0 +1,68 @@
+"""Judge samples of the demo checkpoint against real renders and against reconstructions.
+
+Every --samples file is an .npz with `images` (N, H, W, 3) uint8 and `labels` (N,), from any
+backend. Figures stand beside those of real renders, of their reconstructions and of the same
+pictures with wrong labels. Needs two small packages: see scripts/lite0.py.
+
+example:
+  python scripts/evaluate_demo.py --data parts.npz --ckpt demo --samples masked=a.npz plain=b.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from hmar.errors import CheckpointError
+from hmar.training.parts import PartPack
+from scripts.cli import parser, run
+from scripts.judging import Judging, PictureSet, make_sets
+
+
+def parse_args() -> argparse.Namespace:
+    p = parser(__doc__)
+    p.add_argument("--data", type=Path, required=True, help="from scripts/pack_demo_data.py")
+    p.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="published demo files")
+    p.add_argument("--samples", nargs="+", required=True, metavar="NAME=FILE", help="to judge")
+    p.add_argument("--num-real", type=int, default=2600, help="real renders in each set")
+    p.add_argument("--judge-steps", type=int, default=400, help="training steps of the CNN")
+    p.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return p.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    samples = [PictureSet.load(*_named(text)) for text in args.samples]
+    pack = PartPack.load(args.data)
+    judging = Judging(pack, args.num_real, args.judge_steps, args.device)
+    rows = [
+        judging.judge(s)
+        for s in (*make_sets(pack, args.ckpt, args.num_real, args.device), *samples)
+    ]
+    columns = list(rows[0])
+    print("  ".join(f"{c:>14}" for c in columns))
+    for row in rows:
+        print(
+            "  ".join(f"{v:>14.4g}" if isinstance(v, float) else f"{v:>14}" for v in row.values())
+        )
+    if args.json is not None:
+        known = [{k: v for k, v in row.items() if v == v} for row in rows]  # JSON has no NaN
+        args.json.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n")
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not separator:
+        raise ValueError(f"--samples {text!r}: expected NAME=FILE, such as masked=samples.npz")
+    return name, Path(path)
+
+
+if __name__ == "__main__":
+    run(main, CheckpointError, OSError)
