@@ -25,8 +25,6 @@ def check_target(out: Path) -> None:
         and not (out.is_dir() and not any(out.iterdir()))
     ):
         raise OutputError(f"{out}: exists and is not a bundle; choose another --out or remove it")
-    if not out.parent.is_dir():
-        raise OutputError(f"{out.parent}: no such folder; create it first")
 
 
 @contextlib.contextmanager
@@ -42,11 +40,20 @@ def beside(out: Path) -> Iterator[Path]:
             shutil.rmtree(stale, ignore_errors=True)
     folder = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=out.parent))
         folder.chmod(0o755)
         yield folder
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EACCES,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
             raise OutputError(
                 f"{out}: cannot write the bundle: {error.strerror}; nothing was changed"
             ) from error

@@ -38,7 +38,7 @@ def test_robots_have_the_colour_of_their_class(pipeline: Pipeline, name: str) ->
 
 
 def test_a_picture_survives_the_tokenizer(pipeline: Pipeline) -> None:
-    (image,) = pipeline.generate(["cat"], seed=2)
+    (image,) = pipeline.generate(["robot-yellow"], seed=2)
     tokens = pipeline.encode(image[None])
     f_hat = pipeline.runner.run("encode", {"image": image[None].transpose(0, 3, 1, 2) / 255})[
         "f_hat"

@@ -179,8 +179,14 @@ def test_a_folder_that_is_no_bundle_is_kept(files: Files, tmp_path: Path) -> Non
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_parent_folder_is_missing(files: Files, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="no such folder"):
+def test_parent_folders_are_made(files: Files, tmp_path: Path) -> None:
+    export(files, tmp_path / "a" / "b")
+    assert Bundle.open(tmp_path / "a" / "b").manifest.precision == "fp32"
+
+
+def test_a_file_where_a_folder_is_needed(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(OutputError, match="cannot write the bundle"):
         export(files, tmp_path / "a" / "b")
 
 
