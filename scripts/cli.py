@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from tqdm import tqdm
@@ -29,6 +29,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
     p.add_argument("-v", "--verbose", action="count", default=0, help="log more (-vv: everything)")
     return p
+
+
+def joined(arguments: Sequence[str], option: str) -> list[str]:
+    """`option value` as `option=value`, since argparse takes values like -1,5 for options."""
+    items, result = iter(arguments), []
+    for item in items:
+        value = next(items, None) if item == option else None
+        result.append(item if value is None else f"{item}={value}")
+    return result
 
 
 def run(main: Callable[[], None], *errors: type[Exception]) -> None:

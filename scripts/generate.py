@@ -20,7 +20,7 @@ from runtime.pipeline import Pipeline
 from runtime.schedule import parse_schedule
 from runtime.trace import Trace
 from runtime.trajectory import ScaleEvent
-from scripts.cli import ProgressBar, parser, run
+from scripts.cli import ProgressBar, joined, parser, run
 from scripts.images import check_writable, with_captions, write_grid
 
 
@@ -98,7 +98,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument(
         "--trace-logits", action="store_true", help="also write raw and guided logits to the trace"
     )
-    return p.parse_args()
+    return p.parse_args(joined(sys.argv[1:], "--labels"))
 
 
 def parse_labels(text: str) -> list[int | str]:

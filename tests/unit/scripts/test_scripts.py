@@ -51,7 +51,7 @@ def test_help_teaches(script: str) -> None:
 def test_generate_writes_a_grid_and_says_where(tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     done = run(
-        "generate.py", "--bundle", tiny_bundle, "--labels", "1,2,-1", "--seed", 3, "--out", out
+        "generate.py", "--bundle", tiny_bundle, "--labels", "-1,2,1", "--seed", 3, "--out", out
     )
     assert done.returncode == 0, done.stderr
     assert str(out) in done.stdout and "3 images of 64 px" in done.stdout
