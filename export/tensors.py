@@ -5,7 +5,7 @@ Linear weights are stored (in, out), as ONNX MatMul takes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -22,7 +22,6 @@ BLOCK_LINEARS = {
     "fc1": "ffn.fc1",
     "fc2": "ffn.fc2",
 }
-Loader = Callable[[], Tensor]
 
 
 def lay_out(weights: WeightsFile, model: HMAR, tokenizer: VQVAE, dtype: torch.dtype) -> None:

@@ -9,7 +9,6 @@ from hmar.config import HMARConfig, TokenizerConfig
 
 StageName = Literal["tokenizer", "next-scale", "masked"]
 
-DEMO_SIDE_PX = 128
 DEMO_TOKENIZER = TokenizerConfig(
     vocab_size=2048,
     latent_channels=32,

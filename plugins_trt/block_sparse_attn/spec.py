@@ -34,7 +34,6 @@ PLUGIN_VERSION = "1"
 Pattern = Literal["block_diagonal", "block_causal"]
 PATTERNS: tuple[str, ...] = get_args(Pattern)
 
-DTYPES = ("float32", "float16", "bfloat16")
 NORM_FLOOR = 1e-12
 
 
