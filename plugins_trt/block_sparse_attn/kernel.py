@@ -1,8 +1,8 @@
 """The op as one Triton kernel: PyTorch compiles it just in time, `aot` ahead of time.
 
-A program owns BLOCK_M consecutive positions of one row and head, wherever blocks begin and end, so a
-pack of many short blocks makes as few programs as one long block of the same length. It reads from
-`cu_seqlens` which keys its positions may see, and walks over those in steps of BLOCK_N with a
+A program owns BLOCK_M consecutive positions of one row and head, wherever blocks begin and end, so
+a pack of many short blocks makes as few programs as one long block of the same length. It reads
+from `cu_seqlens` which keys its positions may see, and walks over those in steps of BLOCK_N with a
 running softmax (Milakov and Gimelshein, arXiv:1805.02867). Steps that every position of the program
 sees in full need no mask and run in a loop of their own.
 """
