@@ -25,7 +25,12 @@ import torch
 
 from hmar.config import PATCH_NUMS_256
 from hmar.errors import CheckpointError
-from hmar.training.config import DEMO_HMAR, DEMO_TOKENIZER, STAGE_DEFAULTS
+from hmar.training.config import (
+    DEMO_HMAR,
+    DEMO_TOKENIZER,
+    DEMO_TRANSFORMER_LOSSES,
+    STAGE_DEFAULTS,
+)
 from hmar.training.demo import (
     PreviewConfig,
     RunFiles,
@@ -78,9 +83,9 @@ def main() -> None:
     if args.stage == "tokenizer":
         train_tokenizer(files, DEMO_TOKENIZER, PATCH_NUMS_256, config, PreviewConfig())
     elif args.stage == "next-scale":
-        train_next_scale(files, DEMO_HMAR, config, PreviewConfig())
+        train_next_scale(files, DEMO_HMAR, config, DEMO_TRANSFORMER_LOSSES, PreviewConfig())
     else:
-        train_masked(files, config, PreviewConfig())
+        train_masked(files, config, DEMO_TRANSFORMER_LOSSES, PreviewConfig())
 
 
 if __name__ == "__main__":

@@ -135,7 +135,11 @@ def train_tokenizer(
 
 
 def train_next_scale(
-    files: RunFiles, sizes: HMARConfig, config: LoopConfig, preview: PreviewConfig
+    files: RunFiles,
+    sizes: HMARConfig,
+    config: LoopConfig,
+    losses: TransformerLossConfig,
+    preview: PreviewConfig,
 ) -> None:
     """Trains base and next-scale branch; writes state, `hmar.safetensors` and a sample sheet."""
     source = files.published(HMAR_FILE)
@@ -145,10 +149,12 @@ def train_next_scale(
         init_hmar_(model)
     else:
         model = _without_mask_branch(load_hmar([source]))
-    _train_transformer(files, model, "next-scale", config, preview)
+    _train_transformer(files, model, "next-scale", config, losses, preview)
 
 
-def train_masked(files: RunFiles, config: LoopConfig, preview: PreviewConfig) -> None:
+def train_masked(
+    files: RunFiles, config: LoopConfig, losses: TransformerLossConfig, preview: PreviewConfig
+) -> None:
     """Trains the masked branch; writes state, `hmar.safetensors` and sample sheets."""
     torch.manual_seed(config.seed)
     model = load_hmar([files.required(HMAR_FILE, "masked")])
@@ -157,11 +163,16 @@ def train_masked(files: RunFiles, config: LoopConfig, preview: PreviewConfig) ->
         model = HMAR(replace(model.config, has_mask_branch=True))
         model.load_state_dict(shared, strict=False)
         start_mask_branch_(model)
-    _train_transformer(files, model, "masked", config, preview)
+    _train_transformer(files, model, "masked", config, losses, preview)
 
 
 def _train_transformer(
-    files: RunFiles, model: HMAR, name: StageName, config: LoopConfig, preview: PreviewConfig
+    files: RunFiles,
+    model: HMAR,
+    name: StageName,
+    config: LoopConfig,
+    losses: TransformerLossConfig,
+    preview: PreviewConfig,
 ) -> None:
     files.out.mkdir(parents=True, exist_ok=True)
     pack, device = PartPack.load(files.data), torch.device(config.device)
@@ -173,13 +184,13 @@ def _train_transformer(
         "ns" if name == "next-scale" else "mask",
         model.to(device).train(),
         tokenizer,
-        _renderer(pack, device, config, 0),
+        _renderer(pack, device, config, 0, losses.class_weights),
         config,
-        TransformerLossConfig(),
+        losses,
     )
     if files.resume is not None:
         stage.trainer.resume(files.resume)
-        stage.renderer = _renderer(pack, device, config, stage.trainer.step)
+        stage.renderer = _renderer(pack, device, config, stage.trainer.step, losses.class_weights)
     stage.run()
     stage.trainer.save(files.out)
     averaged = stage.trainer.ema.eval()
@@ -198,8 +209,15 @@ def _train_transformer(
         )
 
 
-def _renderer(pack: PartPack, device: torch.device, config: LoopConfig, step: int) -> Renderer:
-    return Renderer(pack, device, config.seed * STEP_SEEDS + step)
+def _renderer(
+    pack: PartPack,
+    device: torch.device,
+    config: LoopConfig,
+    step: int,
+    class_weights: tuple[float, ...] | None = None,
+) -> Renderer:
+    seed = config.seed * STEP_SEEDS + step
+    return Renderer(pack, device, seed, class_weights=class_weights)
 
 
 def _without_mask_branch(model: HMAR) -> HMAR:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -32,10 +33,19 @@ class Renderer:
         device: where to composite.
         seed: of the generator; two renderers with the same seed and device make the same pictures.
         split: "train" leaves out the held-out pairs, "held_out" draws only them.
+        class_weights: how often `batch` draws every class, relative to the others; None = equally.
+
+    Raises:
+        ValueError: there is not one positive weight per class.
     """
 
     def __init__(
-        self, pack: PartPack, device: torch.device, seed: int, split: Split = "train"
+        self,
+        pack: PartPack,
+        device: torch.device,
+        seed: int,
+        split: Split = "train",
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         self.device, self.num_classes = device, pack.num_classes
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -47,12 +57,22 @@ class Renderer:
         held_out = held_out_pairs(pack.num_classes, len(pack.backgrounds))
         allowed = {"train": ~held_out, "held_out": held_out, "all": np.ones_like(held_out)}[split]
         self.background_weights = torch.from_numpy(allowed).to(device, torch.float32)
+        weights = [1.0] * pack.num_classes if class_weights is None else list(class_weights)
+        if len(weights) != pack.num_classes or min(weights) <= 0:
+            raise ValueError(
+                f"class_weights: expected {pack.num_classes} positive numbers, got {weights}"
+            )
+        edges = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+        self.class_edges = (edges / edges[-1]).to(device)
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, side, side) in [-1, 1] and labels (B,), balanced and sorted."""
-        offset = torch.randint(self.num_classes, (1,), generator=self.generator, device=self.device)
-        labels = (torch.arange(size, device=self.device) + offset) % self.num_classes
-        labels = labels.sort().values
+        """Pictures (B, 3, side, side) in [-1, 1] and sorted labels (B,), shared out by weight.
+
+        Counts of a class differ by at most one between batches of a size.
+        """
+        offset = torch.rand(1, generator=self.generator, device=self.device)
+        points = (torch.arange(size, device=self.device, dtype=torch.float64) + offset) / size
+        labels = torch.searchsorted(self.class_edges, points, right=True)
         return self.render(labels), labels
 
     def render(self, label_B: Tensor) -> Tensor:

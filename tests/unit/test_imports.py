@@ -19,7 +19,7 @@ MAY_IMPORT = {
 }
 LIBRARIES = {
     "hmar": {"torch", "numpy", "safetensors"},
-    "plugins_trt": {"torch", "numpy"},
+    "plugins_trt": {"torch", "numpy", "triton"},
     "runtime": {"numpy", "onnxruntime"},
     "export": {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "ml_dtypes"},
 }

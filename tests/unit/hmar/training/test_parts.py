@@ -91,19 +91,44 @@ def test_held_out_pairs_leave_every_class_and_background_in_training() -> None:
     assert (pairs.sum(axis=0) < 13).all()
 
 
-def test_renders_follow_seed_and_split() -> None:
-    side, classes, backgrounds = 4, 3, 6
-    parts = np.zeros((1, side, side, 4), np.uint8)
-    grey = np.arange(backgrounds, dtype=np.uint8)[:, None, None, None] * 10
-    pack = PartPack(
-        parts=parts,
-        slots=np.tile(np.array([[[0, 1]]], np.int32), (classes, 1, 1)),
-        backgrounds=np.broadcast_to(grey, (backgrounds, side, side, 3)).copy(),
+@pytest.fixture
+def pack() -> PartPack:
+    """Three classes without parts, 4 px, on six plain backgrounds."""
+    grey = np.arange(6, dtype=np.uint8)[:, None, None, None] * 10
+    return PartPack(
+        parts=np.zeros((1, 4, 4, 4), np.uint8),
+        slots=np.tile(np.array([[[0, 1]]], np.int32), (3, 1, 1)),
+        backgrounds=np.broadcast_to(grey, (6, 4, 4, 3)).copy(),
     )
-    held_out = held_out_pairs(classes, backgrounds)
+
+
+def test_renders_follow_seed_and_split(pack: PartPack) -> None:
+    held_out = held_out_pairs(3, 6)
     for split, expected in (("train", False), ("held_out", True)):
         image, label = Renderer(pack, torch.device("cpu"), 0, split).batch(64)
         background = ((image[:, 0, 0, 0] + 1) * 12.75).round().long()
         assert (held_out[label.numpy(), background.numpy()] == expected).all()
     again, _ = Renderer(pack, torch.device("cpu"), 0, "held_out").batch(64)
     assert torch.equal(image, again)
+
+
+def test_batches_are_balanced_and_sorted(pack: PartPack) -> None:
+    renderer = Renderer(pack, torch.device("cpu"), 0)
+    for _ in range(5):
+        _, label = renderer.batch(12)
+        assert label.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        assert set(renderer.batch(10)[1].bincount(minlength=3).tolist()) == {3, 4}
+
+
+def test_class_weights_are_shares_of_a_batch(pack: PartPack) -> None:
+    renderer = Renderer(pack, torch.device("cpu"), 0, class_weights=(1, 1, 3))
+    _, label = renderer.batch(20)
+    assert label.tolist() == [0] * 4 + [1] * 4 + [2] * 12
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0, 1.0)], ids=["too-few", "zero"])
+def test_class_weights_must_be_one_positive_number_per_class(
+    pack: PartPack, weights: tuple[float, ...]
+) -> None:
+    with pytest.raises(ValueError, match="expected 3 positive numbers"):
+        Renderer(pack, torch.device("cpu"), 0, class_weights=weights)

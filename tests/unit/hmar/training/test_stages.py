@@ -11,7 +11,7 @@ import torch
 
 from hmar.checkpoint import load_hmar, load_tokenizer
 from hmar.config import HMARConfig, TokenizerConfig
-from hmar.training.config import LoopConfig
+from hmar.training.config import LoopConfig, TransformerLossConfig
 from hmar.training.demo import (
     PreviewConfig,
     RunFiles,
@@ -33,6 +33,7 @@ TINY = HMARConfig(
 LOOP = LoopConfig(
     steps=3, batch_size=6, lr=1e-3, warmup_steps=1, log_every=1, device="cpu", is_compiled=False
 )
+LOSSES = TransformerLossConfig(class_weights=(1.0, 1.0, 3.0))
 PREVIEW = PreviewConfig(num_reconstructions=4, samples_per_class=1, top_k=8, top_p=0.9)
 
 
@@ -62,7 +63,8 @@ def next_scale_run(
     data: Path, tokenizer_run: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     out = tmp_path_factory.mktemp("next-scale")
-    train_next_scale(RunFiles(data=data, out=out, init_from=tokenizer_run), TINY, LOOP, PREVIEW)
+    files = RunFiles(data=data, out=out, init_from=tokenizer_run)
+    train_next_scale(files, TINY, LOOP, LOSSES, PREVIEW)
     (out / "tokenizer.safetensors").write_bytes(
         (tokenizer_run / "tokenizer.safetensors").read_bytes()
     )
@@ -86,7 +88,8 @@ def test_next_scale_stage_writes_a_loadable_model(next_scale_run: Path) -> None:
 def test_masked_stage_trains_the_masked_branch_only(
     data: Path, next_scale_run: Path, tmp_path: Path
 ) -> None:
-    train_masked(RunFiles(data=data, out=tmp_path, init_from=next_scale_run), LOOP, PREVIEW)
+    files = RunFiles(data=data, out=tmp_path, init_from=next_scale_run)
+    train_masked(files, LOOP, LOSSES, PREVIEW)
     before = load_hmar([next_scale_run / "hmar.safetensors"]).state_dict()
     model = load_hmar([tmp_path / "hmar.safetensors"])
     after = model.state_dict()
@@ -117,4 +120,4 @@ def test_resuming_without_state_files_says_so(data: Path, tmp_path: Path) -> Non
 
 def test_a_stage_says_which_published_file_it_needs(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"masked stage needs hmar\.safetensors"):
-        train_masked(RunFiles(data=data, out=tmp_path), LOOP, PREVIEW)
+        train_masked(RunFiles(data=data, out=tmp_path), LOOP, LOSSES, PREVIEW)

@@ -1,0 +1,94 @@
+"""Which tiles the kernel is compiled with, and which one a call gets.
+
+The rule is data, so that the just-in-time path, the ahead-of-time build and its launcher choose
+alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+HEAD_DIMS = (64, 80, 128)
+ARCHITECTURES = (80, 86, 89, 90, 120)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """Sizes of one program, and from how much work on it is taken.
+
+    Attributes:
+        block_m: positions of one program.
+        block_n: keys of one step.
+        num_warps: warps of one program.
+        num_stages: steps whose loads are in flight.
+        min_programs: smallest number of programs for which the tile is taken.
+        min_block: smallest mean length of the blocks for which the tile is taken.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    min_programs: int = 0
+    min_block: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One compiled kernel."""
+
+    dtype: Dtype
+    head_dim: int
+    qk_l2_norm: bool
+    tile: Tile
+
+    @property
+    def name(self) -> str:
+        norm = "_l2" if self.qk_l2_norm else ""
+        return f"bsa_{self.dtype}_d{self.head_dim}{norm}_m{self.tile.block_m}"
+
+
+_HALF = (
+    Tile(block_m=128, block_n=64, num_warps=8, num_stages=3, min_programs=528, min_block=128),
+    Tile(block_m=64, block_n=64, num_warps=4, num_stages=3, min_programs=264),
+    Tile(block_m=16, block_n=64, num_warps=4, num_stages=2),
+)
+_HALF_WIDE = (
+    Tile(block_m=128, block_n=32, num_warps=8, num_stages=3, min_programs=528, min_block=128),
+    Tile(block_m=64, block_n=32, num_warps=4, num_stages=3, min_programs=264),
+    Tile(block_m=16, block_n=32, num_warps=4, num_stages=2),
+)
+_FLOAT = (Tile(block_m=32, block_n=32, num_warps=4, num_stages=2),)
+_FLOAT_WIDE = (Tile(block_m=32, block_n=32, num_warps=8, num_stages=2),)
+
+
+def tiles(dtype: Dtype, head_dim: int) -> tuple[Tile, ...]:
+    """Tiles in the order in which they are tried; the last one takes any call."""
+    if dtype == "float32":
+        return _FLOAT if head_dim <= 64 else _FLOAT_WIDE
+    return _HALF if head_dim <= 64 else _HALF_WIDE
+
+
+def choose_tile(
+    dtype: Dtype, head_dim: int, *, batch: int, length: int, heads: int, num_blocks: int
+) -> Tile:
+    """The first tile that has enough programs and long enough blocks."""
+    for tile in tiles(dtype, head_dim):
+        programs = -(-length // tile.block_m) * heads * batch
+        if programs >= tile.min_programs and length >= tile.min_block * num_blocks:
+            return tile
+    raise AssertionError("the last tile takes any call")
+
+
+def variants() -> tuple[Variant, ...]:
+    """All kernels of the ahead-of-time build."""
+    return tuple(
+        Variant(dtype=dtype, head_dim=head_dim, qk_l2_norm=qk_l2_norm, tile=tile)
+        for dtype in DTYPES
+        for head_dim in HEAD_DIMS
+        for qk_l2_norm in (False, True)
+        for tile in tiles(dtype, head_dim)
+    )
