@@ -11,6 +11,7 @@ import torch
 from runtime.pipeline import Pipeline
 from tests.cases import make_bundle
 from tests.golden_data import Case
+from tests.libraries import build_ort
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,3 +53,13 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
     with Pipeline.load(tiny_bundle, "ort-cpu") as pipeline:
         yield pipeline
+
+
+@pytest.fixture(scope="session")
+def ort_library() -> Path:
+    return build_ort("ort")
+
+
+@pytest.fixture(scope="session")
+def ort_library_without_avx2() -> Path:
+    return build_ort("ort-baseline", "-DHMAR_CPU_AVX2=OFF")
