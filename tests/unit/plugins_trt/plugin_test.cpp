@@ -1,6 +1,6 @@
 // The plugin library as TensorRT sees it: loaded by path, used through its interfaces. Needs no GPU.
 //
-//     plugin_test LIBRARY CASE
+//     plugin_test LIBRARY FAKE_NVINFER CASE
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
@@ -22,6 +22,7 @@ namespace {
 int num_failures = 0;
 std::string logged;
 void* library = nullptr;
+void* fake_nvinfer = nullptr;
 
 std::map<std::string, std::function<void()>>& cases() {
     static std::map<std::string, std::function<void()>> all;
@@ -42,8 +43,8 @@ std::map<std::string, std::function<void()>>& cases() {
     } while (false)
 
 template <typename Function>
-Function* symbol(const char* name) {
-    auto* found = reinterpret_cast<Function*>(dlsym(library, name));
+Function* symbol(const char* name, void* from = library) {
+    auto* found = reinterpret_cast<Function*>(dlsym(from, name));
     if (found == nullptr) {
         std::printf("no symbol %s\n", name);
         std::exit(2);
@@ -51,17 +52,14 @@ Function* symbol(const char* name) {
     return found;
 }
 
+void set_logger(ILogger* logger) { symbol<void(ILogger*)>("fake_set_logger", fake_nvinfer)(logger); }
+
 class Logger final : public ILogger {
   public:
     void log(Severity severity, const char* message) noexcept override {
         logged = severity == Severity::kERROR ? message : "not an error";
     }
 } logger;
-
-class LoggerFinder final : public ILoggerFinder {
-  public:
-    ILogger* findLogger() override { return &logger; }
-} logger_finder;
 
 bool has_logged(const char* text) { return logged.find(text) != std::string::npos; }
 
@@ -242,6 +240,17 @@ CASE(wrong_attributes_are_refused_with_a_message) {
     CHECK(has_logged("unknown attribute scale; known: sm_scale, pattern, qk_l2_norm"));
 }
 
+CASE(messages_go_to_stderr_without_a_logger) {
+    set_logger(nullptr);
+    char* text = nullptr;
+    size_t size = 0;
+    stderr = open_memstream(&text, &size);
+    CHECK(!create({}));
+    std::fclose(stderr);
+    logged.assign(text, size);
+    CHECK(logged == "hmar::BlockSparseAttention: attribute sm_scale is missing\n");
+}
+
 CASE(attributes_come_in_several_types) {
     const double scale = 0.125;
     const int64_t norm = 1;
@@ -415,12 +424,18 @@ CASE(launcher_says_what_is_wrong) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    library = argc == 3 ? dlopen(argv[1], RTLD_NOW | RTLD_LOCAL) : nullptr;
-    if (library == nullptr || cases().count(argv[2]) == 0) {
-        std::printf("usage: plugin_test LIBRARY CASE\n%s\n", argc == 3 ? dlerror() : "");
+    if (argc != 4 || cases().count(argv[3]) == 0) {
+        std::printf("usage: plugin_test LIBRARY FAKE_NVINFER CASE\n");
         return 2;
     }
-    symbol<void(ILoggerFinder*)>("setLoggerFinder")(&logger_finder);
-    cases()[argv[2]]();
+    library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
+    fake_nvinfer = dlopen(argv[2], RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr || fake_nvinfer == nullptr) {
+        std::printf("%s\n", dlerror());
+        return 2;
+    }
+    set_logger(&logger);
+    symbol<void(ILoggerFinder*)>("setLoggerFinder")(nullptr);
+    cases()[argv[3]]();
     return num_failures == 0 ? 0 : 1;
 }
