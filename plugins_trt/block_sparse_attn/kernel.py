@@ -72,7 +72,8 @@ def _step(
     return acc_Md, sum_M, new_max_M
 
 
-@triton.jit
+# lengths and counts change from call to call; a kernel for each of their properties would not pay
+@triton.jit(do_not_specialize=["length", "heads", "num_blocks", "is_causal"])
 def block_sparse_attention_kernel(
     q, k, v, o, cu_seqlens, scale_mul,
     stride_b, stride_t, stride_h, length, heads, num_blocks, sm_scale, is_causal,
