@@ -22,8 +22,7 @@ from hmar.checkpoint import load_hmar, load_tokenizer
 from hmar.errors import CheckpointError
 from hmar.reference import ReferenceConfig
 from hmar.training.demo import HMAR_FILE, PREVIEW_MASK_SCHEDULE, TOKENIZER_FILE
-from hmar.training.preview import sample
-from hmar.training.sheet import to_uint8
+from hmar.training.preview import sample_classes
 from runtime.schedule import parse_schedule
 from scripts.cli import ProgressBar, parser, run
 from scripts.images import check_writable
@@ -54,15 +53,17 @@ def main() -> None:
     settings = ReferenceConfig(
         cfg=args.cfg, top_k=args.top_k, top_p=args.top_p, mask_schedule=schedule
     )
-    labels = np.repeat(np.arange(model.config.num_classes), args.per_class)
-    generator = torch.Generator(args.device).manual_seed(args.seed)
-    images = []
     with ProgressBar() as bar:
-        for start in range(0, len(labels), args.batch_size):
-            part = labels[start : start + args.batch_size].tolist()
-            images.append(to_uint8(sample(model, tokenizer, part, settings, generator)))
-            bar("sample", start + len(part), len(labels))
-    np.savez_compressed(args.out, images=np.concatenate(images), labels=labels)
+        images, labels = sample_classes(
+            model,
+            tokenizer,
+            args.per_class,
+            settings,
+            args.seed,
+            args.batch_size,
+            on_batch=lambda done, total: bar("sample", done, total),
+        )
+    np.savez_compressed(args.out, images=images, labels=labels)
     print(f"{args.out}: {len(labels)} pictures, cfg {args.cfg:g}, schedule {args.schedule}")
 
 
