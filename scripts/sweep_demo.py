@@ -18,17 +18,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
 
 from hmar.checkpoint import load_hmar, load_tokenizer
 from hmar.errors import CheckpointError
 from hmar.training.demo import HMAR_FILE, TOKENIZER_FILE
 from hmar.training.parts import PartPack
-from hmar.training.preview import sample_classes
 from scripts.cli import parser, run
 from scripts.images import check_writable, write_grid
 from scripts.judging import Judging, PictureSet, make_sets, table, write_json
+from scripts.sampling import by_class, reference_sampler, sample_classes
 from scripts.sweeping import SCHEDULES, by_importance
 
 SHEET_COLUMNS = 8
@@ -77,9 +76,8 @@ def main() -> None:
     for setting in by_importance(args.cfg, args.top_k, args.top_p, args.schedules):
         if args.minutes is not None and time.monotonic() - started > args.minutes * 60:
             break
-        images, labels = sample_classes(
-            model, tokenizer, args.per_class, setting.reference(), args.seed, args.batch_size
-        )
+        sampler = reference_sampler(model, tokenizer, setting.config(), args.seed)
+        images, labels = sample_classes(sampler, pack.num_classes, args.per_class, args.batch_size)
         row = judging.score(PictureSet(name=setting.name, images=images, labels=labels))
         rows.append(row)
         print(f"[{time.monotonic() - started:.0f} s] {setting.name}", file=sys.stderr)
@@ -89,8 +87,7 @@ def main() -> None:
             best = row["frechet"]
             if args.sheet is not None:
                 columns = min(SHEET_COLUMNS, args.per_class)
-                first = np.arange(len(labels)) % args.per_class < columns
-                write_grid(images[first], args.sheet, columns)
+                write_grid(by_class(images, pack.num_classes, columns), args.sheet, columns)
     print(table(rows))
 
 

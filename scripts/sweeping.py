@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hmar.config import PATCH_NUMS_256
-from hmar.reference import ReferenceConfig
 from hmar.training.demo import PREVIEW_MASK_SCHEDULE
+from runtime.config import SamplingConfig
 from runtime.schedule import Schedule
 
 BIG_SIDE = 8  # scales of at least this patch number; the default schedule has no pass there
@@ -40,8 +40,8 @@ class Setting:
     def name(self) -> str:
         return f"cfg {self.cfg:g} k {self.top_k} p {self.top_p:g} {self.schedule}"
 
-    def reference(self) -> ReferenceConfig:
-        return ReferenceConfig(
+    def config(self) -> SamplingConfig:
+        return SamplingConfig(
             cfg=self.cfg,
             top_k=self.top_k,
             top_p=self.top_p,

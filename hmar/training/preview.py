@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hmar.hmar import HMAR
 from hmar.reference import Draw, ReferenceConfig, generate
-from hmar.training.sheet import save_sheet, to_uint8
+from hmar.training.sheet import save_sheet
 from hmar.vae import VQVAE
 
 
@@ -37,26 +36,6 @@ def sample(
     """One picture per label in [-1, 1], (B, 3, side, side), on the models' device."""
     with torch.device(next(model.parameters()).device):
         return generate(model, tokenizer, labels, config, draw_random(generator)) * 2 - 1
-
-
-def sample_classes(
-    model: HMAR,
-    tokenizer: VQVAE,
-    per_class: int,
-    config: ReferenceConfig,
-    seed: int,
-    batch_size: int,
-    on_batch: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (N, H, W, 3) uint8 and labels (N,), `per_class` of every class, in order."""
-    labels = np.repeat(np.arange(model.config.num_classes), per_class)
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    images = []
-    for start in range(0, len(labels), batch_size):
-        part = labels[start : start + batch_size].tolist()
-        images.append(to_uint8(sample(model, tokenizer, part, config, generator)))
-        on_batch(start + len(part), len(labels))
-    return np.concatenate(images), labels
 
 
 def save_samples(
