@@ -11,7 +11,6 @@ example:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import torch
 from hmar.errors import CheckpointError
 from hmar.training.parts import PartPack
 from scripts.cli import parser, run
-from scripts.judging import Judging, PictureSet, make_sets
+from scripts.judging import Judging, PictureSet, make_sets, table, write_json
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,15 +45,9 @@ def main() -> None:
         judging.judge(s)
         for s in (*make_sets(pack, args.ckpt, args.num_real, args.device), *samples)
     ]
-    columns = list(rows[0])
-    print("  ".join(f"{c:>14}" for c in columns))
-    for row in rows:
-        print(
-            "  ".join(f"{v:>14.4g}" if isinstance(v, float) else f"{v:>14}" for v in row.values())
-        )
+    print(table(rows))
     if args.json is not None:
-        known = [{k: v for k, v in row.items() if v == v} for row in rows]  # JSON has no NaN
-        args.json.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n")
+        write_json(rows, args.json)
 
 
 def _named(text: str) -> tuple[str, Path]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hmar.training.sheet import to_uint8
 from scripts.lite0 import Lite0
 
 CLASS_AXES = 32  # few enough for the covariance of one class's pictures
+NUM_HARD = 3  # cyborg, robohead and cat, the last classes
 Row = dict[str, str | int | float]
 
 
@@ -65,32 +67,39 @@ class Judging:
         centred = self.real_features - self.real_features.mean(axis=0)
         self.main_axes = np.linalg.svd(centred, full_matrices=False)[2][:CLASS_AXES].T
 
-    def judge(self, pictures: PictureSet) -> Row:
-        """Accuracies, Fréchet distance, nearest real picture and share on held-out backgrounds."""
+    def score(self, pictures: PictureSet) -> Row:
+        """Accuracies and Fréchet distances: what settings are compared by."""
         features = self.lite0.features(pictures.images)
-        backgrounds = nearest_backgrounds(pictures.images, self.pack.backgrounds)
-        held_out = held_out_pairs(self.pack.num_classes, len(self.pack.backgrounds))
         found = predict(self.judge_net, _to_tensor(pictures.images, self.device))
+        by_class = self._class_frechet(features, pictures.labels)
         return {
             "set": pictures.name,
             "n": len(pictures.images),
             "cnn_accuracy": float((found == pictures.labels).mean()),
             "probe_accuracy": float((self.probe.predict(features) == pictures.labels).mean()),
             "frechet": frechet_distance(features, self.real_features),
-            "frechet_class": self._class_frechet(features, pictures.labels),
+            "frechet_class": float(np.mean(by_class)),
+            "frechet_hard": float(np.mean(by_class[-NUM_HARD:])),
+        }
+
+    def judge(self, pictures: PictureSet) -> Row:
+        """The scores, distance to the nearest real picture and share on held-out backgrounds."""
+        backgrounds = nearest_backgrounds(pictures.images, self.pack.backgrounds)
+        held_out = held_out_pairs(self.pack.num_classes, len(self.pack.backgrounds))
+        return {
+            **self.score(pictures),
             "nearest_rms": float(nearest_distances(pictures.images, self.real_images).mean()),
             "held_out_share": float(held_out[pictures.labels, backgrounds].mean()),
             "psnr_db": pictures.psnr_db,
         }
 
-    def _class_frechet(self, features: np.ndarray, labels: np.ndarray) -> float:
-        """Mean over the classes of the Fréchet distance in the main axes of real features."""
+    def _class_frechet(self, features: np.ndarray, labels: np.ndarray) -> list[float]:
+        """Fréchet distance of every class, in the main axes of real features."""
         ours, real = features @ self.main_axes, self.real_features @ self.main_axes
-        distances = [
+        return [
             frechet_distance(ours[labels == c], real[self.real_labels == c])
             for c in range(self.pack.num_classes)
         ]
-        return float(np.mean(distances))
 
 
 def render_set(name: str, pack: PartPack, size: int, seed: int, device: str) -> PictureSet:
@@ -118,6 +127,25 @@ def make_sets(pack: PartPack, ckpt: Path, size: int, device: str) -> Iterator[Pi
     mse = np.square(images.astype(np.float32) - real.images).mean(axis=(1, 2, 3))
     psnr_db = float((10 * np.log10(255**2 / mse)).mean())
     yield PictureSet(name="reconstruction", images=images, labels=real.labels, psnr_db=psnr_db)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line per row below the names of the columns."""
+    width = max(14, *(len(str(row["set"])) for row in rows))
+    cells = [f"{column:>14}" for column in list(rows[0])[1:]]
+    lines = ["  ".join((f"{'set':{width}}", *cells))]
+    for row in rows:
+        values = [
+            f"{v:>14.4g}" if isinstance(v, float) else f"{v:>14}" for v in list(row.values())[1:]
+        ]
+        lines.append("  ".join((f"{row['set']:{width}}", *values)))
+    return "\n".join(lines)
+
+
+def write_json(rows: Sequence[Row], path: Path) -> None:
+    """Writes all figures that are known; JSON has no NaN."""
+    known = [{k: v for k, v in row.items() if v == v} for row in rows]
+    path.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n")
 
 
 def _to_tensor(image_NHWC: np.ndarray, device: str) -> Tensor:

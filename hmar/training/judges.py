@@ -50,25 +50,39 @@ def predict(judge: nn.Module, image_N3HW: Tensor, batch_size: int = 256) -> np.n
 
 
 class LinearProbe:
-    """Ridge regression onto one-hot labels over standardised features: closed form, so no settings.
+    """Multinomial logistic regression over standardised features, fitted to convergence.
 
     Args:
         features: (N, F) of real renders.
         labels: (N,).
-        ridge: penalty, as a fraction of the number of rows.
+        penalty: on the squared weights, beside the mean cross-entropy.
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, ridge: float = 0.03) -> None:
+    def __init__(self, features: np.ndarray, labels: np.ndarray, penalty: float = 1e-3) -> None:
         self.mean, self.std = features.mean(axis=0), features.std(axis=0) + 1e-6
-        x = self._standardised(features)
-        target = np.eye(labels.max() + 1)[labels]
-        self.offset = target.mean(axis=0)
-        gram = x.T @ x + ridge * len(x) * np.eye(x.shape[1])
-        self.weights = np.linalg.solve(gram, x.T @ (target - self.offset))
+        x, target = self._standardised(features), torch.from_numpy(labels)
+        self.weights = torch.zeros(x.shape[1], int(labels.max()) + 1, requires_grad=True)
+        self.offset = torch.zeros(self.weights.shape[1], requires_grad=True)
+        optimizer = torch.optim.LBFGS(
+            [self.weights, self.offset], max_iter=200, line_search_fn="strong_wolfe"
+        )
 
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            value = F.cross_entropy(self._logits(x), target)
+            value = value + penalty * self.weights.square().sum()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+
+    @torch.no_grad()
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Most probable class of every row, (N,)."""
-        return (self._standardised(features) @ self.weights + self.offset).argmax(axis=1)
+        return self._logits(self._standardised(features)).argmax(dim=1).numpy()
 
-    def _standardised(self, features: np.ndarray) -> np.ndarray:
-        return ((features - self.mean) / self.std).astype(np.float64)
+    def _logits(self, x_NF: Tensor) -> Tensor:
+        return x_NF @ self.weights + self.offset
+
+    def _standardised(self, features: np.ndarray) -> Tensor:
+        return torch.from_numpy(((features - self.mean) / self.std).astype(np.float32))

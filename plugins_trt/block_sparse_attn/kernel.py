@@ -24,7 +24,10 @@ NEAR = tl.constexpr(16)  # boundaries compared at once with every position
 @triton.jit
 def _inverse_norm(x_Nd):
     x_Nd = x_Nd.to(tl.float32)
-    return tl.div_rn(1.0, tl.maximum(tl.sqrt_rn(tl.sum(x_Nd * x_Nd, axis=1)), FLOOR))
+    square_N = tl.maximum(tl.sum(x_Nd * x_Nd, axis=1), FLOOR * FLOOR)
+    inverse_N = tl.rsqrt(square_N)
+    # one Newton step, since the instruction has 22 bits
+    return inverse_N * (1.5 - 0.5 * square_N * inverse_N * inverse_N)
 
 
 @triton.jit
@@ -50,17 +53,17 @@ def _step(
     logits_MN = tl.dot(q_Md, tl.trans(k_Nd), input_precision="ieee")
     if QK_L2_NORM:
         logits_MN = logits_MN * (_inverse_norm(k_Nd) * key_sign)[None, :]
-        logits_MN = logits_MN * row_scale_M[:, None]
-    else:
-        logits_MN = logits_MN * row_scale_M
     if IS_MASKED:
         position_N = start + offs_N
         is_seen_MN = (position_N[None, :] >= first_M[:, None]) & (
             position_N[None, :] < stop_M[:, None]
         )
-        logits_MN = tl.where(is_seen_MN, logits_MN, float("-inf"))
-    new_max_M = tl.maximum(max_M, tl.max(logits_MN, axis=1))
-    p_MN = tl.exp2(logits_MN - new_max_M[:, None])
+        logits_MN = tl.where(is_seen_MN, logits_MN * row_scale_M[:, None], float("-inf"))
+        new_max_M = tl.maximum(max_M, tl.max(logits_MN, axis=1))
+        p_MN = tl.exp2(logits_MN - new_max_M[:, None])
+    else:  # scaling after the maximum becomes one multiply-add; the scale is not negative
+        new_max_M = tl.maximum(max_M, tl.max(logits_MN, axis=1) * row_scale_M)
+        p_MN = tl.exp2(logits_MN * row_scale_M[:, None] - new_max_M[:, None])
     shrink_M = tl.exp2(max_M - new_max_M)
     sum_M = sum_M * shrink_M + tl.sum(p_MN, axis=1)
     acc_Md = tl.dot(
@@ -69,7 +72,8 @@ def _step(
     return acc_Md, sum_M, new_max_M
 
 
-@triton.jit
+# lengths and counts change from call to call; a kernel for each of their properties would not pay
+@triton.jit(do_not_specialize=["length", "heads", "num_blocks", "is_causal"])
 def block_sparse_attention_kernel(
     q, k, v, o, cu_seqlens, scale_mul,
     stride_b, stride_t, stride_h, length, heads, num_blocks, sm_scale, is_causal,
@@ -133,7 +137,7 @@ def block_sparse_attention_kernel(
         key_sign = tl.where(scale < 0, -1.0, 1.0)
         row_scale_M = _inverse_norm(q_Md) * (tl.abs(scale) * sm_scale * LOG2_E)
     else:
-        row_scale_M = sm_scale * LOG2_E
+        row_scale_M = tl.full([BLOCK_M], LOG2_E, tl.float32) * sm_scale
     acc_Md = tl.zeros([BLOCK_M, PADDED_DIM], tl.float32)
     sum_M = tl.zeros([BLOCK_M], tl.float32)
     max_M = tl.zeros([BLOCK_M], tl.float32) + LOWEST

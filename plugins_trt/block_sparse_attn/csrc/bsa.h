@@ -9,12 +9,14 @@
 extern "C" {
 #endif
 
+#pragma GCC visibility push(default)
+
 typedef enum { BSA_FLOAT32 = 0, BSA_FLOAT16 = 1, BSA_BFLOAT16 = 2 } bsa_dtype;
 typedef enum { BSA_BLOCK_DIAGONAL = 0, BSA_BLOCK_CAUSAL = 1 } bsa_pattern;
 
 // Element (b, t, h, i) of q, k and v lies at b * stride_b + t * stride_t + h * stride_h + i, counted in
 // elements. Packed qkv (B, T, 3, H, d): q = qkv, k = qkv + H*d, v = qkv + 2*H*d, strides (T*3*H*d, 3*H*d, d).
-// Separate q, k, v (B, T, H, d): strides (T*H*d, H*d, d). Pointers and the first two strides must be multiples
+// Separate q, k, v (B, T, H, d): strides (T*H*d, H*d, d). Pointers and strides must be multiples
 // of 16 bytes. o is contiguous (B, T, H*d) and may not overlap the inputs.
 typedef struct {
     const void* q;
@@ -42,6 +44,8 @@ const char* bsa_check(const bsa_params* params);
 // for, such as "80,86,89,90,120".
 const char* bsa_version(void);
 const char* bsa_architectures(void);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

@@ -18,7 +18,13 @@ from hmar.training.render import Renderer
 from scripts.robohash import CLASS_FOLDERS, pack_wheel
 
 ROOT = Path(__file__).resolve().parents[3]
-SCRIPTS = ("pack_demo_data.py", "train_demo.py", "sample_demo.py", "evaluate_demo.py")
+SCRIPTS = (
+    "pack_demo_data.py",
+    "train_demo.py",
+    "sample_demo.py",
+    "sweep_demo.py",
+    "evaluate_demo.py",
+)
 
 
 def png(rgba: tuple[int, int, int, int]) -> bytes:

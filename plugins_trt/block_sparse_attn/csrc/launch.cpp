@@ -1,0 +1,228 @@
+// Picks the kernel of a call, loads it once per process and launches it.
+#include <atomic>
+#include <cmath>
+#include <cstddef>
+#include <iterator>
+#include <mutex>
+
+#include "bsa.h"
+#include "bsa_kernels.h"
+
+extern "C" const unsigned char bsa_fatbin[];
+
+namespace {
+
+constexpr int kNumKernels = std::size(BSA_KERNELS);
+constexpr int kMaxDevices = 64;                 // of which a kernel remembers that it is ready
+constexpr int kDefaultSharedBytes = 48 * 1024;  // more than this must be asked for
+constexpr int kMaxGrid = 65535;                 // in y and z
+constexpr int64_t kMaxLength = int64_t{1} << 30;
+constexpr int64_t kMaxStride = int64_t{1} << 23;  // a tile's offsets stay below 2^31
+
+struct LoadedKernel {
+    std::atomic<cudaKernel_t> handle{nullptr};
+    std::atomic<uint64_t> ready_devices{0};
+};
+
+LoadedKernel loaded[kNumKernels];
+std::mutex loading;
+cudaLibrary_t library = nullptr;  // guarded by `loading`; stays for the life of the process
+
+// Lets this thread load code while it, or another thread, captures a graph.
+class RelaxedCapture {
+  public:
+    RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+    ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+    RelaxedCapture(const RelaxedCapture&) = delete;
+    RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+  private:
+    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// The architecture whose kernels the driver runs on this GPU: the newest of its major version that is
+// not newer than the GPU. 0 if there is none.
+int architecture_for(int major, int minor) {
+    int best = 0;
+    for (const bsa_kernel& kernel : BSA_KERNELS) {
+        if (kernel.arch / 10 == major && kernel.arch % 10 <= minor && kernel.arch > best) {
+            best = kernel.arch;
+        }
+    }
+    return best;
+}
+
+// As choose_tile of variants.py. Null if there is no kernel of this architecture, dtype and head dim.
+const bsa_kernel* choose_kernel(const bsa_params& p, int arch) {
+    for (const bsa_kernel& kernel : BSA_KERNELS) {
+        if (kernel.arch != arch || kernel.dtype != p.dtype || kernel.head_dim != p.head_dim ||
+            kernel.qk_l2_norm != (p.scale_mul != nullptr)) {
+            continue;
+        }
+        const int64_t tiles = (p.length + kernel.block_m - 1) / kernel.block_m;
+        if (tiles * p.heads * p.batch >= kernel.min_programs &&
+            p.length >= int64_t{kernel.min_block} * p.num_blocks) {
+            return &kernel;
+        }
+    }
+    return nullptr;
+}
+
+cudaError_t load(const bsa_kernel& kernel, LoadedKernel& entry) {
+    const std::lock_guard<std::mutex> lock(loading);
+    const RelaxedCapture relaxed;
+    if (library == nullptr) {
+        const cudaError_t status =
+            cudaLibraryLoadData(&library, bsa_fatbin, nullptr, nullptr, 0, nullptr, nullptr, 0);
+        if (status != cudaSuccess) {
+            library = nullptr;
+            return status;
+        }
+    }
+    cudaKernel_t handle = entry.handle.load();
+    if (handle == nullptr) {
+        const cudaError_t status = cudaLibraryGetKernel(&handle, library, kernel.name);
+        if (status != cudaSuccess) {
+            return status;
+        }
+    }
+    if (kernel.shared_bytes > kDefaultSharedBytes) {
+        // on the current device
+        const cudaError_t status =
+            cudaFuncSetAttribute(reinterpret_cast<const void*>(handle),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes);
+        if (status != cudaSuccess) {
+            return status;
+        }
+    }
+    entry.handle.store(handle);
+    return cudaSuccess;
+}
+
+bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % BSA_ALIGN_BYTES == 0; }
+
+bool has_head_dim(int head_dim) {
+    for (const int supported : {BSA_HEAD_DIMS}) {
+        if (head_dim == supported) {
+            return true;
+        }
+    }
+    return false;
+}
+
+struct KernelArguments {
+#define FIELD(type, name) type name;
+    BSA_KERNEL_PARAMETERS(FIELD)
+#undef FIELD
+};
+
+}  // namespace
+
+const char* bsa_check(const bsa_params* params) {
+    const bsa_params& p = *params;
+    if (p.dtype != BSA_FLOAT32 && p.dtype != BSA_FLOAT16 && p.dtype != BSA_BFLOAT16) {
+        return "dtype must be float32, float16 or bfloat16";
+    }
+    if (p.pattern != BSA_BLOCK_DIAGONAL && p.pattern != BSA_BLOCK_CAUSAL) {
+        return "pattern must be block_diagonal or block_causal";
+    }
+    if (!has_head_dim(p.head_dim)) {
+        return "head_dim must be one of " BSA_HEAD_DIMS_TEXT;
+    }
+    if (!(p.sm_scale > 0.0f) || !std::isfinite(p.sm_scale)) {
+        return "sm_scale must be positive and finite";
+    }
+    if (p.batch < 0 || p.batch > kMaxGrid || p.heads < 1 || p.heads > kMaxGrid) {
+        return "batch and heads must be at most 65535, and heads at least 1";
+    }
+    if (p.length < 0 || p.length > kMaxLength) {
+        return "length must be at most 2^30";
+    }
+    if (p.num_blocks < 1) {
+        return "num_blocks must be at least 1";
+    }
+    if (p.batch == 0 || p.length == 0) {
+        return nullptr;  // nothing will be read or written
+    }
+    if (p.q == nullptr || p.k == nullptr || p.v == nullptr || p.o == nullptr || p.cu_seqlens == nullptr) {
+        return "q, k, v, o and cu_seqlens must not be null";
+    }
+    if (!is_aligned(p.q) || !is_aligned(p.k) || !is_aligned(p.v) || !is_aligned(p.o)) {
+        return "q, k, v and o must be aligned to 16 bytes";
+    }
+    const int64_t item = p.dtype == BSA_FLOAT32 ? 4 : 2;
+    if ((p.stride_b * item) % BSA_ALIGN_BYTES != 0 || (p.stride_t * item) % BSA_ALIGN_BYTES != 0 ||
+        (p.stride_h * item) % BSA_ALIGN_BYTES != 0) {
+        return "strides must be multiples of 16 bytes";
+    }
+    if (p.stride_t < 0 || p.stride_t > kMaxStride || p.stride_h < 0 || p.stride_h > kMaxStride ||
+        int64_t{p.heads} * p.head_dim > kMaxStride) {
+        return "stride_t, stride_h and heads * head_dim must be at most 2^23 elements";
+    }
+    return nullptr;
+}
+
+cudaError_t bsa_launch(const bsa_params* params, cudaStream_t stream) {
+    const bsa_params& p = *params;
+    if (bsa_check(params) != nullptr) {
+        return cudaErrorInvalidValue;
+    }
+    if (p.batch == 0 || p.length == 0) {
+        return cudaSuccess;
+    }
+    int device = 0, major = 0, minor = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status == cudaSuccess) {
+        status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    }
+    if (status == cudaSuccess) {
+        status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    }
+    if (status != cudaSuccess) {
+        return status;
+    }
+    const bsa_kernel* kernel = choose_kernel(p, architecture_for(major, minor));
+    if (kernel == nullptr) {
+        return cudaErrorNoKernelImageForDevice;
+    }
+    LoadedKernel& entry = loaded[kernel - BSA_KERNELS];
+    const uint64_t device_bit = device < kMaxDevices ? uint64_t{1} << device : 0;
+    if ((entry.ready_devices.load() & device_bit) == 0) {
+        status = load(*kernel, entry);
+        if (status != cudaSuccess) {
+            return status;
+        }
+        entry.ready_devices.fetch_or(device_bit);
+    }
+
+    KernelArguments arguments{};
+    arguments.q = p.q;
+    arguments.k = p.k;
+    arguments.v = p.v;
+    arguments.o = p.o;
+    arguments.cu_seqlens = p.cu_seqlens;
+    arguments.scale_mul = p.scale_mul;
+    arguments.stride_b = p.stride_b;
+    arguments.stride_t = static_cast<int32_t>(p.stride_t);
+    arguments.stride_h = static_cast<int32_t>(p.stride_h);
+    arguments.length = p.length;
+    arguments.heads = p.heads;
+    arguments.num_blocks = p.num_blocks;
+    arguments.sm_scale = p.sm_scale;
+    arguments.is_causal = p.pattern == BSA_BLOCK_CAUSAL;
+    void* pointers[] = {
+#define ADDRESS(type, name) &arguments.name,
+        BSA_KERNEL_PARAMETERS(ADDRESS)
+#undef ADDRESS
+    };
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3((p.length + kernel->block_m - 1) / kernel->block_m, p.heads, p.batch);
+    config.blockDim = dim3(kernel->threads);
+    config.dynamicSmemBytes = kernel->shared_bytes;
+    config.stream = stream;
+    return cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(entry.handle.load()), pointers);
+}
+
+const char* bsa_version(void) { return BSA_VERSION; }
+
+const char* bsa_architectures(void) { return BSA_ARCHITECTURES; }
