@@ -116,13 +116,9 @@ def _locate(kind: LibraryKind, path: Path | str | None) -> Path:
 
 
 def _describe(kind: LibraryKind, file: Path) -> Library:
-    # Symbols of the shared launcher, or of a library that can do without it.
-    prefix = "bsa" if kind == "trt" else "hmar"
     try:
         library = ctypes.CDLL(str(file))
-        version, architectures = (
-            getattr(library, f"{prefix}_{name}") for name in ("version", "architectures")
-        )
+        version, architectures = library.bsa_version, library.bsa_architectures  # csrc/bsa.h
     except (OSError, AttributeError) as error:
         raise PluginError(
             f"{file}: not a {FILES[kind]} for this machine: {error}; {HOW_TO_BUILD}"

@@ -1,4 +1,5 @@
-// hmar::BlockSparseAttention on a CPU: raw pointers, no framework headers. Contract: ../block_sparse_attn/spec.py.
+// hmar::BlockSparseAttention on a CPU: raw pointers, no framework headers. Contract:
+// ../block_sparse_attn/spec.py.
 #pragma once
 
 #include <stddef.h>
@@ -8,8 +9,8 @@ namespace hmar {
 
 enum class Dtype { float32, float16, bfloat16 };
 
-// Element (b, t, h, i) of q, k and v lies at b * stride_b + t * stride_t + h * stride_h + i, counted in elements.
-// o is contiguous (B, T, H * d).
+// Element (b, t, h, i) of q, k and v lies at b * stride_b + t * stride_t + h * stride_h + i, counted in
+// elements. o is contiguous (B, T, H * d).
 struct Attention {
     const void* q;
     const void* k;

@@ -114,9 +114,10 @@ Vector exponential(Vector x) {
     return series * (Vector)exponent;
 }
 
-// c += a b; a is (rows, depth), b (depth, width), c (rows, width); rows and width in steps of what is done at once.
-void multiply_add(const float* a, int64_t stride_a, const float* b, int64_t stride_b, float* c, int64_t stride_c,
-                  int64_t rows, int64_t depth, int64_t width) {
+// c += a b; a is (rows, depth), b (depth, width), c (rows, width); rows and width in steps of what is done at
+// once.
+void multiply_add(const float* a, int64_t stride_a, const float* b, int64_t stride_b, float* c,
+                  int64_t stride_c, int64_t rows, int64_t depth, int64_t width) {
     for (int64_t i = 0; i < rows; i += kRowsAtOnce) {
         for (int64_t j = 0; j < width; j += kVectorsAtOnce * kLanes) {
             Vector sums[kRowsAtOnce][kVectorsAtOnce];
@@ -142,8 +143,8 @@ void multiply_add(const float* a, int64_t stride_a, const float* b, int64_t stri
     }
 }
 
-// Turns a row of logits into e^(logit - largest) and returns their sum. `largest` holds the largest so far, and is
-// raised; entries from n up to a full vector become 0.
+// Turns a row of logits into e^(logit - largest) and returns their sum. `largest` holds the largest so far,
+// and is raised; entries from n up to a full vector become 0.
 float softmax_numerators(float* p, int64_t n, float& largest) {
     for (int64_t j = n; j < round_up(n, kLanes); ++j) p[j] = -__builtin_inff();
     Vector most = vector(p);
@@ -166,13 +167,14 @@ float softmax_numerators(float* p, int64_t n, float& largest) {
 
 void HMAR_ATTEND(const Attention& attention, const Tile& tile, int64_t b, int64_t h, float* scratch) {
     const Attention& a = attention;
-    const int64_t d = a.head_dim, width = round_up(d, kWidthStep), rows = round_up(tile.num_queries, kRowsAtOnce);
-    float* q = scratch;                     // (rows, width)
-    float* o = q + kTileRows * width;       // (rows, width)
-    float* k_t = o + kTileRows * width;     // (d, kTileKeys)
-    float* v = k_t + width * kTileKeys;     // (kTileKeys, width)
-    float* p = v + kTileKeys * width;       // (rows, kTileKeys)
-    float* key = p + kTileRows * kTileKeys; // (width)
+    const int64_t d = a.head_dim, width = round_up(d, kWidthStep),
+                  rows = round_up(tile.num_queries, kRowsAtOnce);
+    float* q = scratch;                      // (rows, width)
+    float* o = q + kTileRows * width;        // (rows, width)
+    float* k_t = o + kTileRows * width;      // (d, kTileKeys)
+    float* v = k_t + width * kTileKeys;      // (kTileKeys, width)
+    float* p = v + kTileKeys * width;        // (rows, kTileKeys)
+    float* key = p + kTileRows * kTileKeys;  // (width)
     float largest[kTileRows], sums[kTileRows];
     const int64_t head = b * a.stride_b + h * a.stride_h;
     const bool normalise = a.scale_mul != nullptr;

@@ -1,5 +1,5 @@
-// One tile of the attention, compiled once per instruction set. Includes no standard C++ headers: an inline function
-// of theirs compiled for AVX2 could be the copy that the linker keeps for everyone.
+// One tile of the attention, compiled once per instruction set. Includes no standard C++ headers: an inline
+// function of theirs compiled for AVX2 could be the copy that the linker keeps for everyone.
 #pragma once
 
 #include "cpu_attention.h"

@@ -64,24 +64,27 @@ struct Operands {
     int64_t batch, length, heads, head_dim, num_blocks;
     int64_t stride_b, stride_t, stride_h;
 
-    Operands(const Ort::KernelContext& context, bool packed, bool qk_l2_norm) {
+    Operands(const Ort::KernelContext& context, hmar::Dtype dtype, bool packed, bool qk_l2_norm) {
         std::vector<Ort::ConstValue> inputs;  // without absent optional ones
         for (size_t i = 0; i < context.GetInputCount(); ++i) {
             if (auto value = context.GetInput(i)) inputs.push_back(value);
         }
         const size_t least = packed ? 2 : 4;
         if (inputs.size() != least && inputs.size() != least + 1) {
-            reject("takes 2 or 3 inputs (qkv, cu_seqlens[, scale_mul]) or 4 or 5 (q, k, v, cu_seqlens[, scale_mul]), "
-                   "got " + std::to_string(inputs.size()));
+            reject(
+                "takes 2 or 3 inputs (qkv, cu_seqlens[, scale_mul]) or 4 or 5 "
+                "(q, k, v, cu_seqlens[, scale_mul]), got " +
+                std::to_string(inputs.size()));
         }
         const Shape first = shape(inputs[0]), blocks = shape(inputs[least - 1]);
         if (packed) {
-            if (first.size() != 5 || first[2] != 3) reject("qkv must be (B, T, 3, H, d), got " + words(first));
+            if (first.size() != 5 || first[2] != 3)
+                reject("qkv must be (B, T, 3, H, d), got " + words(first));
         } else {
             const Shape second = shape(inputs[1]), third = shape(inputs[2]);
             if (first.size() != 4 || second != first || third != first) {
-                reject("q, k and v must be (B, T, H, d), all alike, got " + words(first) + ", " + words(second) +
-                       " and " + words(third));
+                reject("q, k and v must be (B, T, H, d), all alike, got " + words(first) + ", " +
+                       words(second) + " and " + words(third));
             }
         }
         batch = first[0], length = first[1], heads = first[packed ? 3 : 2], head_dim = first.back();
@@ -100,10 +103,9 @@ struct Operands {
         stride_h = head_dim, stride_t = heads * head_dim * (packed ? 3 : 1), stride_b = length * stride_t;
         q = inputs[0].GetTensorRawData();
         if (packed) {
-            const int64_t item = inputs[0].GetTensorTypeAndShapeInfo().GetElementType() ==
-                                         ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ? 4 : 2;
-            k = static_cast<const char*>(q) + heads * head_dim * item;
-            v = static_cast<const char*>(k) + heads * head_dim * item;
+            const int64_t bytes = heads * head_dim * (dtype == hmar::Dtype::float32 ? 4 : 2);
+            k = static_cast<const char*>(q) + bytes;
+            v = static_cast<const char*>(k) + bytes;
         } else {
             k = inputs[1].GetTensorRawData(), v = inputs[2].GetTensorRawData();
         }
@@ -120,8 +122,8 @@ std::vector<hmar::Tile> tiles_of(const Operands& x, bool causal) {
     bool ordered = x.cu_seqlens[0] == 0 && ends[x.num_blocks - 1] == x.length;
     for (int64_t s = 0; s < x.num_blocks; ++s) ordered = ordered && x.cu_seqlens[s] <= ends[s];
     if (!ordered) {
-        reject("cu_seqlens must start with 0, never decrease and end with T = " + std::to_string(x.length) + ", got " +
-               words(Shape(x.cu_seqlens, ends + x.num_blocks)));
+        reject("cu_seqlens must start with 0, never decrease and end with T = " + std::to_string(x.length) +
+               ", got " + words(Shape(x.cu_seqlens, ends + x.num_blocks)));
     }
     std::vector<hmar::Tile> tiles;
     for (int64_t s = 0; s < x.num_blocks; ++s) {
@@ -139,9 +141,12 @@ void compute_on_cpu(const Ort::KernelContext& context, const Attributes& attribu
         hmar::Attention attention;
         std::vector<hmar::Tile> tiles;
     } work;
+    hmar::Attention& a = work.attention;
+    a.q = x.q, a.k = x.k, a.v = x.v, a.o = o, a.scale_mul = x.scale_mul;
+    a.stride_b = x.stride_b, a.stride_t = x.stride_t, a.stride_h = x.stride_h;
+    a.length = x.length, a.heads = x.heads, a.head_dim = x.head_dim;
+    a.sm_scale = attributes.sm_scale, a.dtype = dtype;
     work.tiles = tiles_of(x, attributes.causal);
-    work.attention = {x.q, x.k, x.v, o, x.scale_mul, x.stride_b, x.stride_t, x.stride_h, x.length, x.heads, x.head_dim,
-                      attributes.sm_scale, dtype};
     const size_t items = work.tiles.size() * size_t(x.batch * x.heads);
     if (items == 0) return;
     // Batches of about 50 microseconds, so that small packs stay on one thread.
@@ -195,8 +200,9 @@ struct Kernel {
     OrtStatusPtr ComputeV2(OrtKernelContext* raw_context) const {
         try {
             const Ort::KernelContext context(raw_context);
-            const Operands x(context, packed, attributes.qk_l2_norm);
-            void* o = context.GetOutput(0, {x.batch, x.length, x.heads * x.head_dim}).GetTensorMutableRawData();
+            const Operands x(context, dtype, packed, attributes.qk_l2_norm);
+            void* o =
+                context.GetOutput(0, {x.batch, x.length, x.heads * x.head_dim}).GetTensorMutableRawData();
 #ifdef HMAR_WITH_CUDA
             if constexpr (device == Device::cuda) {
                 compute_on_cuda(context, attributes, x, dtype, o);
@@ -211,8 +217,9 @@ struct Kernel {
     }
 };
 
-// ONNX Runtime tells overloads apart by input types, so there is one per dtype and layout. The second input, int32 or
-// as the first, decides the layout; inputs that a layout lacks carry the types that the other has there.
+// ONNX Runtime tells overloads apart by input types, so there is one per dtype and layout. The second input,
+// int32 or as the first, decides the layout; inputs that a layout lacks carry the types that the other has
+// there.
 template <Device device>
 struct Op : Ort::CustomOpBase<Op<device>, Kernel<device>, true> {
     hmar::Dtype dtype;
@@ -285,7 +292,8 @@ HMAR_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtAp
     const OrtApi* api = base->GetApi(kApiVersion);
     if (!api) {
         const std::string message = std::string("libhmar_ort.so: needs ONNX Runtime 1.") +
-                                    std::to_string(kApiVersion) + " or newer, got " + base->GetVersionString();
+                                    std::to_string(kApiVersion) + " or newer, got " +
+                                    base->GetVersionString();
         return base->GetApi(1)->CreateStatus(ORT_FAIL, message.c_str());
     }
     Ort::InitApi(api);
@@ -298,14 +306,8 @@ HMAR_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtAp
     }
 }
 
-// Version of the library, equal to the Python package's.
-HMAR_EXPORT const char* hmar_version() { return HMAR_VERSION; }
-
-// Compute capabilities that it holds kernels for, such as "80,86,89,90,120"; empty = CPU only.
-HMAR_EXPORT const char* hmar_architectures() {
-#ifdef HMAR_WITH_CUDA
-    return bsa_architectures();
-#else
-    return "";
+#ifndef HMAR_WITH_CUDA
+// As in bsa.h; the launcher brings its own.
+HMAR_EXPORT const char* bsa_version() { return HMAR_VERSION; }
+HMAR_EXPORT const char* bsa_architectures() { return ""; }
 #endif
-}
