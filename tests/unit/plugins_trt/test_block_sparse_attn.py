@@ -22,8 +22,26 @@ from plugins_trt.block_sparse_attn.spec import (
     layout_of,
 )
 from plugins_trt.block_sparse_attn.torch_op import attend
+from tests.attention_cases import Inputs, make_inputs
+from tests.attention_onnx import feeds, model, run_op
 from tests.golden_data import assert_close
-from tests.unit.plugins_trt.packs import PACKS, feeds, inputs, model
+
+PACKS = {
+    "one-token": [1],
+    "one-block": [9],
+    "pyramid": [1, 4, 9, 16, 25],
+    "empty-blocks": [0, 3, 0, 0, 7, 0],
+    "many-short": [1, 1, 2, 1, 3, 1, 1],
+}
+
+
+def inputs(
+    lengths: list[int], heads: int = 2, head_dim: int = 5, batch: int = 3
+) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(len(lengths))
+    qkv = torch.randn(batch, sum(lengths), 3, heads, head_dim, generator=generator)
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    return qkv, cu_seqlens, torch.rand(heads, generator=generator) * 4 + 0.5
 
 
 @pytest.mark.parametrize("l2_norm", [False, True])
@@ -62,19 +80,21 @@ def test_onnx_body_is_the_reference(pattern: Pattern, l2_norm: bool, layout: Lay
     )
     for lengths in PACKS.values():
         qkv, cu_seqlens, scale_mul = inputs(lengths)
-        scale_mul = scale_mul if l2_norm else None
-        expected = attend(qkv, cu_seqlens, scale_mul, attributes)
-        out = session.run(None, feeds(qkv, cu_seqlens, scale_mul, layout))[0]
+        case = Inputs(
+            qkv=qkv,
+            cu_seqlens=cu_seqlens,
+            scale_mul=scale_mul if l2_norm else None,
+            attributes=attributes,
+        )
+        expected = attend(qkv, cu_seqlens, case.scale_mul, attributes)
+        out = session.run(None, feeds(case, layout))[0]
         assert_close(str(lengths), expected, out)
 
 
 def test_onnx_body_of_a_zero_query_is_finite() -> None:
-    session = ort.InferenceSession(
-        model(Attributes(sm_scale=1.0, qk_l2_norm=True), 2, 5), providers=["CPUExecutionProvider"]
-    )
-    qkv, cu_seqlens, scale_mul = inputs([4])
-    qkv[0, 0] = 0
-    assert np.isfinite(session.run(None, feeds(qkv, cu_seqlens, scale_mul))[0]).all()
+    case = make_inputs((4,), torch.float32, "block_diagonal", True)
+    case.qkv[0, 0] = 0
+    assert torch.isfinite(run_op(case)).all()
 
 
 def test_torch_op_obeys_torchs_own_rules() -> None:

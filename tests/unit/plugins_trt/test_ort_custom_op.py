@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from torch import Tensor
 
-from plugins_trt.block_sparse_attn.reference import block_sparse_attention
 from plugins_trt.block_sparse_attn.spec import (
     LAYOUTS,
     OP_NAME,
@@ -22,158 +22,101 @@ from plugins_trt.block_sparse_attn.spec import (
     Layout,
     Pattern,
 )
-from plugins_trt.loader import register_ort
-from tests.golden_data import assert_close
-from tests.unit.plugins_trt.packs import PACKS, feeds, inputs, model
+from tests.attention_cases import LARGE_PACKS, PACKS, Inputs, make_inputs, relative_error
+from tests.attention_onnx import feeds, make_session, model, run_op
 
-# More than one tile of queries and of keys, none of them full.
-LONG = {"long": [70, 0, 131, 1], "pyramid-680": [n * n for n in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)]}
-# name: (ONNX, NumPy, torch, limit on the RMS ratio: one rounding of the output)
-DTYPES = {
-    "fp32": (onnx.TensorProto.FLOAT, np.float32, torch.float32, 2e-6),
-    "fp16": (onnx.TensorProto.FLOAT16, np.float16, torch.float16, 2**-11),
-    "bf16": (onnx.TensorProto.BFLOAT16, ml_dtypes.bfloat16, torch.bfloat16, 2**-8),
-}
+CASES = {**PACKS, "pyramid-256": LARGE_PACKS["pyramid-256"]}
+HEAD_DIMS = {"pyramid": 20, "one-block": 5, "long-and-short": 80}  # default 64
+# Of the relative error: float32 sums in another order; one rounding of the output.
+LIMITS = {torch.float32: 2e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, **HALF}
 
 
-def session(
-    graph: bytes, library: Path | None, options: ort.SessionOptions | None = None
-) -> ort.InferenceSession:
-    options = options or ort.SessionOptions()
-    options.log_severity_level = 4
-    if library is not None:
-        register_ort(options, library)
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+def make_case(
+    name: str, dtype: torch.dtype, pattern: Pattern = "block_diagonal", l2_norm: bool = False
+) -> Inputs:
+    return make_inputs(CASES[name], dtype, pattern, l2_norm, head_dim=HEAD_DIMS.get(name, 64))
 
 
-def run(
-    library: Path | None,
-    attributes: Attributes,
-    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    layout: Layout = "packed",
-    dtype: str = "fp32",
-    threads: int = 0,
-) -> np.ndarray:
-    """The output, in memory that was filled with NaN before."""
-    qkv, cu_seqlens, scale_mul = tensors
-    heads, head_dim = qkv.shape[3:]
-    onnx_dtype, numpy_dtype, _, _ = DTYPES[dtype]
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    made = session(model(attributes, heads, head_dim, layout, onnx_dtype), library, options)
-    out = np.full((*qkv.shape[:2], heads * head_dim), np.nan, numpy_dtype)
-    binding = made.io_binding()
-    arrays = feeds(qkv, cu_seqlens, scale_mul if attributes.qk_l2_norm else None, layout)
-    tokens = ("qkv", *"qkv")
-    # values on the CPU point into these arrays and do not keep them alive
-    with np.errstate(invalid="ignore"):  # NaN
-        arrays = {n: a.astype(numpy_dtype) if n in tokens else a for n, a in arrays.items()}
-    for name, array in arrays.items():
-        binding.bind_ortvalue_input(name, ortvalue(array))
-    binding.bind_ortvalue_output("o", ortvalue(out))
-    made.run_with_iobinding(binding)
-    return out
-
-
-def ortvalue(array: np.ndarray) -> ort.OrtValue:
-    if array.dtype == ml_dtypes.bfloat16:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            array.view(np.uint16), onnx.TensorProto.BFLOAT16
-        )
-    return ort.OrtValue.ortvalue_from_numpy(array)
+def values_only(values: Tensor, bounds: Sequence[int]) -> Inputs:
+    """Queries and keys of 0: an output is the mean of the values (T, d) of its block."""
+    qkv = torch.zeros(1, len(values), 3, 1, values.shape[1], dtype=values.dtype)
+    qkv[0, :, 2, 0] = values
+    blocks = torch.tensor(bounds, dtype=torch.int32)
+    attributes = Attributes(sm_scale=1.0)
+    return Inputs(qkv=qkv, cu_seqlens=blocks, scale_mul=None, attributes=attributes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("l2_norm", [False, True])
+@pytest.mark.parametrize("l2_norm", [False, True], ids=["plain", "l2"])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_custom_op_is_the_reference(
     ort_library: Path, pattern: Pattern, l2_norm: bool, layout: Layout, dtype: str
 ) -> None:
-    attributes = Attributes(sm_scale=0.3, pattern=pattern, qk_l2_norm=l2_norm)
-    torch_dtype, limit = DTYPES[dtype][2:]
-    for name, lengths in {**PACKS, **LONG}.items():
-        head_dim = {"long": 64, "pyramid": 20}.get(name, 5)
-        qkv, cu_seqlens, scale_mul = inputs(lengths, head_dim=head_dim, batch=2)
-        qkv = qkv.to(torch_dtype).float()
-        expected = block_sparse_attention(
-            qkv.double(),
-            cu_seqlens,
-            scale_mul.double() if l2_norm else None,
-            sm_scale=0.3,
-            pattern=pattern,
-            qk_l2_norm=l2_norm,
-        )
-        out = run(ort_library, attributes, (qkv, cu_seqlens, scale_mul), layout, dtype)
-        assert_close(name, expected, out.astype(np.float32), rms_ratio=limit)
+    for name in CASES:
+        case = make_case(name, DTYPES[dtype], pattern, l2_norm)
+        error = relative_error(run_op(case, ort_library, layout), case.expected())
+        assert error < LIMITS[DTYPES[dtype]], name
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_custom_op_is_the_function_body(ort_library: Path, pattern: Pattern) -> None:
-    attributes = Attributes(sm_scale=0.3, pattern=pattern, qk_l2_norm=True)
-    for name, lengths in {**PACKS, **LONG}.items():
-        tensors = inputs(lengths, head_dim=80)
-        body, out = (run(library, attributes, tensors) for library in (None, ort_library))
-        assert_close(name, body, out)
+    for name in CASES:
+        case = make_case(name, torch.float32, pattern, True)
+        body, out = run_op(case), run_op(case, ort_library)
+        assert relative_error(out, body.double()) < LIMITS[torch.float32], name
 
 
 def test_another_instruction_set_differs_by_rounding(
     ort_library: Path, ort_library_without_avx2: Path
 ) -> None:
-    attributes = Attributes(sm_scale=0.3, pattern="block_causal", qk_l2_norm=True)
-    tensors = inputs(LONG["long"], head_dim=20)
-    out, baseline = (run(n, attributes, tensors) for n in (ort_library, ort_library_without_avx2))
-    assert_close("baseline", out, baseline)
+    for name in ("pyramid", "long-and-short"):
+        case = make_case(name, torch.float32, "block_causal", True)
+        out, baseline = run_op(case, ort_library), run_op(case, ort_library_without_avx2)
+        assert relative_error(baseline, out.double()) < LIMITS[torch.float32]
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("dtype", HALF)
 def test_every_16_bit_number_passes_through(ort_library: Path, dtype: str) -> None:
-    numpy_dtype = DTYPES[dtype][1]
-    numbers = np.arange(2**16, dtype=np.uint16).view(numpy_dtype).astype(np.float32)
-    qkv = torch.zeros(1, 1024, 3, 1, 64)
-    qkv[:, :, 2] = torch.from_numpy(numbers.reshape(1, 1024, 1, 64))
-    blocks = torch.arange(1025, dtype=torch.int32)  # of one token: its value is the output
-    attributes = Attributes(sm_scale=1.0)
-    out = run(ort_library, attributes, (qkv, blocks, torch.ones(1)), dtype=dtype)
-    np.testing.assert_array_equal(out.astype(np.float32).ravel(), numbers)
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(HALF[dtype]).view(1024, 64)
+    out = run_op(values_only(numbers, range(1025)), ort_library)
+    torch.testing.assert_close(out[0], numbers, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("dtype", HALF)
 def test_output_is_rounded_to_nearest_even(ort_library: Path, dtype: str) -> None:
-    numpy_dtype = DTYPES[dtype][1]
-    rng = np.random.default_rng(0)
-    patterns = rng.integers(0, 0x7C00 if dtype == "fp16" else 0x7E00, (1024, 64), dtype=np.uint16)
-    patterns[1::2] = patterns[::2] + rng.integers(1, 4, (512, 64), dtype=np.uint16)
-    numbers = patterns.view(numpy_dtype).astype(np.float32)
-    numbers[~np.isfinite(numbers)] = 1
-    qkv = torch.zeros(1, 1024, 3, 1, 64)
-    qkv[:, :, 2] = torch.from_numpy(numbers).view(1, 1024, 1, 64)
-    pairs = torch.arange(0, 1025, 2, dtype=torch.int32)  # queries of 0: the mean of two values
-    attributes = Attributes(sm_scale=1.0)
-    out = run(ort_library, attributes, (qkv, pairs, torch.ones(1)), dtype=dtype)
-    mean = ((numbers[::2].astype(np.float64) + numbers[1::2]) / 2).astype(np.float32)
-    np.testing.assert_array_equal(out[0, ::2], mean.astype(numpy_dtype))
+    generator = torch.Generator().manual_seed(0)
+    largest = 0x7C00 if dtype == "fp16" else 0x7E00  # sums of two stay finite in float32
+    size = (512, 64)
+    bits = torch.randint(0, largest - 4, size, generator=generator, dtype=torch.int16)
+    more = torch.randint(1, 4, size, generator=generator, dtype=torch.int16)
+    numbers = torch.stack([bits, bits + more], dim=1).view(HALF[dtype])  # neighbours
+    out = run_op(values_only(numbers.view(1024, 64), range(0, 1025, 2)), ort_library)
+    torch.testing.assert_close(
+        out[0, ::2], (numbers.double().mean(1)).to(HALF[dtype]), rtol=0, atol=0
+    )
 
 
 def test_number_of_threads_changes_nothing(ort_library: Path) -> None:
-    attributes = Attributes(sm_scale=0.3, pattern="block_causal")
-    one, two = (run(ort_library, attributes, inputs([70, 9, 131]), threads=n) for n in (1, 2))
-    np.testing.assert_array_equal(one, two)
+    case = make_case("long-and-short", torch.float32, "block_causal")
+    one, two = (run_op(case, ort_library, threads=n) for n in (1, 2))
+    assert torch.equal(one, two)
 
 
 def test_zero_query_and_key_are_finite(ort_library: Path) -> None:
-    qkv, cu_seqlens, scale_mul = inputs([4])
-    qkv[0, 0] = 0
-    attributes = Attributes(sm_scale=1.0, qk_l2_norm=True)
-    assert np.isfinite(run(ort_library, attributes, (qkv, cu_seqlens, scale_mul))).all()
+    case = make_case("one-block", torch.float32, l2_norm=True)
+    case.qkv[0, 0] = 0
+    assert torch.isfinite(run_op(case, ort_library)).all()
 
 
 def test_nan_stays_in_its_block(ort_library: Path) -> None:
-    qkv, cu_seqlens, scale_mul = inputs([70, 9])
-    qkv[:, 5, 1] = torch.nan  # a key
-    out = run(ort_library, Attributes(sm_scale=1.0), (qkv, cu_seqlens, scale_mul))
-    assert np.isnan(out[:, :70]).all()
-    assert np.isfinite(out[:, 70:]).all()
+    case = make_inputs((70, 9), torch.float32, "block_diagonal", False)
+    case.qkv[:, 5, 1] = torch.nan  # a key
+    out = run_op(case, ort_library)
+    assert torch.isnan(out[:, :70]).all()
+    assert torch.isfinite(out[:, 70:]).all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -184,11 +127,11 @@ def test_the_op_runs_instead_of_the_function(
     options = ort.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
-    graph = model(Attributes(sm_scale=0.3), 2, 5, layout)
-    made = session(graph, ort_library if with_library else None, options)
-    qkv, cu_seqlens, _ = inputs([4, 9])
-    made.run(None, feeds(qkv, cu_seqlens, None, layout))
-    events = json.loads(Path(made.end_profiling()).read_text())
+    case = make_inputs((4, 9), torch.float32, "block_diagonal", False)
+    graph = model(case.attributes, 3, 64, layout)
+    session = make_session(graph, ort_library if with_library else None, options)
+    session.run(None, feeds(case, layout))
+    events = json.loads(Path(session.end_profiling()).read_text())
     ran = {e["args"]["op_name"] for e in events if "op_name" in e.get("args", {})}
     assert (ran == {OP_NAME}) if with_library else ("Softmax" in ran and OP_NAME not in ran)
 
@@ -217,7 +160,7 @@ def test_bad_attributes(ort_library: Path, changes: dict[str, Any], message: str
     del node.attribute[:]
     node.attribute.extend(kept + changed)
     with pytest.raises(Exception, match=f"{OP_NAME}: {message}"):
-        session(graph.SerializeToString(), ort_library)
+        make_session(graph.SerializeToString(), ort_library)
 
 
 PACKED = {"qkv": (1, 6, 3, 2, 8), "cu_seqlens": (2,)}
@@ -259,17 +202,15 @@ def test_bad_shapes(
         graph.graph.node[0].input.append(name)
     graph.graph.output.append(onnx.helper.make_tensor_value_info("o", 1, None))
     with pytest.raises(Exception, match=f"{OP_NAME}: .*{message}"):
-        session(graph.SerializeToString(), ort_library).run(None, arrays)
+        make_session(graph.SerializeToString(), ort_library).run(None, arrays)
 
 
 @pytest.mark.parametrize("blocks", [[1, 6], [0, 4, 3, 6], [0, 5], [0, 9]])
 def test_bad_blocks(ort_library: Path, blocks: list[int]) -> None:
-    qkv, _, scale_mul = inputs([6])
-    attributes = Attributes(sm_scale=1.0)
-    with pytest.raises(
-        Exception, match=f"start with 0, never decrease and end with T = 6, got .{blocks[0]}, "
-    ):
-        run(ort_library, attributes, (qkv, torch.tensor(blocks, dtype=torch.int32), scale_mul))
+    case = values_only(torch.zeros(6, 8), blocks)
+    message = f"start with 0, never decrease and end with T = 6, got .{blocks[0]}, "
+    with pytest.raises(Exception, match=message):
+        run_op(case, ort_library)
 
 
 def test_mixed_dtypes(ort_library: Path) -> None:
@@ -277,4 +218,4 @@ def test_mixed_dtypes(ort_library: Path) -> None:
     del graph.functions[:]
     graph.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     with pytest.raises(Exception, match=OP_NAME):
-        session(graph.SerializeToString(), ort_library)
+        make_session(graph.SerializeToString(), ort_library)
