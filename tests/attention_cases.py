@@ -63,12 +63,12 @@ def make_inputs(
     seed: int = 0,
     device: str = "cpu",
 ) -> Inputs:
-    """Normal queries, keys and values, with logits of a spread as trained models have."""
+    """Normal queries, keys and values; one head's `scale_mul` is negative."""
     generator = torch.Generator(device).manual_seed(seed)
     shape = (batch, sum(lengths), 3, heads, head_dim)
     qkv = torch.randn(shape, generator=generator, device=device).to(dtype)
     bounds = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-    scale_mul = torch.linspace(2.0, 12.0, heads, device=device) if qk_l2_norm else None
+    scale_mul = torch.linspace(12.0, -3.0, heads, device=device) if qk_l2_norm else None
     return Inputs(
         qkv=qkv,
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device=device),

@@ -11,7 +11,8 @@ import torch
 from runtime.pipeline import Pipeline
 from tests.cases import make_bundle
 from tests.golden_data import Case
-from tests.libraries import build_ort
+from tests.plugin_build import PluginBuild, build_ort, build_plugins
+from tests.tensorrt_build import rtx_version
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,6 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--slow", action="store_true", help="also run the slow tests (full-size models)"
     )
+    parser.addoption(
+        "--tensorrt-root",
+        type=Path,
+        help="TensorRT installation to take the headers from (default: those of kernel-lens)",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -30,6 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
+    if rtx_version() is None:
+        for item in items:
+            if "trt" in item.keywords:
+                item.add_marker(
+                    pytest.mark.skip(reason="no TensorRT: pip install 'hmar-deploy[rtx]'")
+                )
     if config.getoption("--slow"):
         return
     for item in items:
@@ -53,6 +65,21 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
     with Pipeline.load(tiny_bundle, "ort-cpu") as pipeline:
         yield pipeline
+
+
+@pytest.fixture(scope="session")
+def tiny_fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("tiny-fp16"), Case("tiny"), precision="fp16")
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("tiny-bf16"), Case("tiny"), precision="bf16")
+
+
+@pytest.fixture(scope="session")
+def plugin_build(pytestconfig: pytest.Config) -> PluginBuild:
+    return build_plugins(pytestconfig.getoption("--tensorrt-root"))
 
 
 @pytest.fixture(scope="session")

@@ -184,8 +184,9 @@ def merge_ptx(kernels: Sequence[Kernel]) -> str:
         for line in head.splitlines():
             if not line.startswith("."):
                 continue
-            # `.extern .shared .align 16 .b8 global_smem[];` is known by its name
-            name = line.split("=")[0].split("[")[0].split()[-1] if line.endswith(";") else line
+            # `.target sm_80`, or `.extern .shared .align 16 .b8 global_smem[];`
+            words = line.split("=")[0].split("[")[0].split()
+            name = words[-1] if line.endswith(";") else words[0]
             if declarations.setdefault(name, line) != line:
                 raise AheadOfTimeError(
                     f"declarations differ between kernels of one architecture: "

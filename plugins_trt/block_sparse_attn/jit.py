@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plugins_trt.block_sparse_attn.kernel import block_sparse_attention_kernel
+from plugins_trt.block_sparse_attn.kernel import block_sparse_attention_kernel, key_scale_kernel
 from plugins_trt.block_sparse_attn.spec import OP_NAME, Attributes
-from plugins_trt.block_sparse_attn.variants import DTYPES, Tile, choose_tile
+from plugins_trt.block_sparse_attn.variants import (
+    DTYPES,
+    KEY_SCALE_BLOCK,
+    KEY_SCALE_WARPS,
+    Norm,
+    Tile,
+    choose_tile,
+)
 
 MAX_HEAD_DIM = 128  # wider heads do not fit the shared memory of a program
 
@@ -24,6 +31,8 @@ def run_kernel(
     tile: Tile | None = None,
 ) -> Tensor:
     """Attention output (B, T, H * d), enqueued on the current stream without a host copy.
+
+    One or two kernels, see `Tile.has_key_scale`.
 
     Args:
         q, k, v: (B, T, H, d) with equal strides and contiguous heads: tensors of their own, or the
@@ -51,7 +60,22 @@ def run_kernel(
     out = q.new_empty((B, T, H * d)) if out is None else out
     num_blocks = len(cu_seqlens) - 1
     tile = tile or choose_tile(dtype, d, batch=B, length=T, heads=H, num_blocks=num_blocks)
+    norm = tile.norm(attributes.qk_l2_norm)
+    key_scale = cu_seqlens  # not read
     with torch.cuda.device(q.device):
+        if norm is Norm.BEFOREHAND:
+            key_scale = q.new_empty((B, H, T), dtype=torch.float32)
+            key_scale_kernel[(-(-T // KEY_SCALE_BLOCK), H, B)](
+                k,
+                scale_mul,
+                key_scale,
+                *k.stride()[:3],
+                T,
+                H,
+                HEAD_DIM=d,
+                BLOCK_N=KEY_SCALE_BLOCK,
+                num_warps=KEY_SCALE_WARPS,
+            )
         block_sparse_attention_kernel[(-(-T // tile.block_m), H, B)](
             q,
             k,
@@ -59,16 +83,15 @@ def run_kernel(
             out,
             cu_seqlens,
             cu_seqlens if scale_mul is None else scale_mul,
-            q.stride(0),
-            q.stride(1),
-            q.stride(2),
+            key_scale,
+            *q.stride()[:3],
             T,
             H,
             num_blocks,
             attributes.sm_scale,
             int(attributes.pattern == "block_causal"),
             HEAD_DIM=d,
-            QK_L2_NORM=attributes.qk_l2_norm,
+            NORM=norm.value,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             num_warps=tile.num_warps,

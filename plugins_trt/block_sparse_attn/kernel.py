@@ -5,6 +5,9 @@ a pack of many short blocks makes as few programs as one long block of the same 
 from `cu_seqlens` which keys its positions may see, and walks over those in steps of BLOCK_N with a
 running softmax (Milakov and Gimelshein, arXiv:1805.02867). Steps that every position of the program
 sees in full need no mask and run in a loop of their own.
+
+Norms of queries are taken where the queries are loaded. Norms of keys are taken in each step, or,
+where many programs would repeat that for the same keys, by `key_scale_kernel` beforehand.
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ import triton
 import triton.language as tl
 
 from plugins_trt.block_sparse_attn.spec import NORM_FLOOR
+from plugins_trt.block_sparse_attn.variants import Norm
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 FLOOR = tl.constexpr(NORM_FLOOR)
 LOWEST = tl.constexpr(-3.0e38)  # finite, so that a step without visible keys changes nothing
 SCAN = tl.constexpr(256)  # boundaries read at once while looking for the program's blocks
 NEAR = tl.constexpr(16)  # boundaries compared at once with every position
+NO_NORM = tl.constexpr(Norm.NONE.value)
+NORM_IN_STEPS = tl.constexpr(Norm.IN_STEPS.value)
 
 
 @triton.jit
@@ -33,8 +39,8 @@ def _inverse_norm(x_Nd):
 @triton.jit
 def _step(
     acc_Md, sum_M, max_M, q_Md, row_scale_M, key_sign,
-    k, v, start, stride_t, offs_N, offs_d, first_M, stop_M, key_stop,
-    IS_MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, QK_L2_NORM: tl.constexpr,
+    k, v, key_scale, start, stride_t, offs_N, offs_d, first_M, stop_M, key_stop,
+    IS_MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """The running softmax after the keys `start + offs_N`."""
     base = start.to(tl.int64) * stride_t
@@ -51,8 +57,14 @@ def _step(
         k_Nd = tl.load(k + base + offs_Nd)
         v_Nd = tl.load(v + base + offs_Nd)
     logits_MN = tl.dot(q_Md, tl.trans(k_Nd), input_precision="ieee")
-    if QK_L2_NORM:
+    if NORM == NORM_IN_STEPS:
         logits_MN = logits_MN * (_inverse_norm(k_Nd) * key_sign)[None, :]
+    elif NORM != NO_NORM:
+        if IS_MASKED:
+            key_scale_N = tl.load(key_scale + start + offs_N, mask=is_key_N, other=0.0)
+        else:
+            key_scale_N = tl.load(key_scale + start + offs_N)
+        logits_MN = logits_MN * key_scale_N[None, :]
     if IS_MASKED:
         position_N = start + offs_N
         is_seen_MN = (position_N[None, :] >= first_M[:, None]) & (
@@ -75,14 +87,15 @@ def _step(
 # lengths and counts change from call to call; a kernel for each of their properties would not pay
 @triton.jit(do_not_specialize=["length", "heads", "num_blocks", "is_causal"])
 def block_sparse_attention_kernel(
-    q, k, v, o, cu_seqlens, scale_mul,
+    q, k, v, o, cu_seqlens, scale_mul, key_scale,
     stride_b, stride_t, stride_h, length, heads, num_blocks, sm_scale, is_causal,
-    HEAD_DIM: tl.constexpr, QK_L2_NORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, NORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(length / BLOCK_M), heads, batch); arguments as in `csrc/bsa.h`.
 
-    `scale_mul` is not read without QK_L2_NORM; `is_causal` is 1 for block_causal. All strides count
-    elements and are shared by q, k and v; the last dimension is contiguous.
+    `scale_mul` is read with a norm only, `key_scale` if it was written by `key_scale_kernel`;
+    `is_causal` is 1 for block_causal. All strides count elements and are shared by q, k and v; the
+    last dimension is contiguous.
     """
     PADDED_DIM: tl.constexpr = max(16, triton.next_power_of_2(HEAD_DIM))
     # with block_causal the last positions see the most keys: they start first
@@ -90,6 +103,7 @@ def block_sparse_attention_kernel(
     head, row = tl.program_id(1), tl.program_id(2)
     offset = row.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
     q, k, v = q + offset, k + offset, v + offset
+    key_scale += (row.to(tl.int64) * heads + head) * length
 
     first_position = tile * BLOCK_M
     last_position = tl.minimum(first_position + BLOCK_M, length) - 1
@@ -132,7 +146,7 @@ def block_sparse_attention_kernel(
     num_masked = num_before + tl.cdiv(tl.maximum(key_stop - unmasked_stop, 0), BLOCK_N)
 
     key_sign = 1.0
-    if QK_L2_NORM:
+    if NORM != NO_NORM:
         scale = tl.load(scale_mul + head)
         key_sign = tl.where(scale < 0, -1.0, 1.0)
         row_scale_M = _inverse_norm(q_Md) * (tl.abs(scale) * sm_scale * LOG2_E)
@@ -144,16 +158,16 @@ def block_sparse_attention_kernel(
     for step in range(0, num_unmasked):
         acc_Md, sum_M, max_M = _step(
             acc_Md, sum_M, max_M, q_Md, row_scale_M, key_sign,
-            k, v, unmasked_start + step * BLOCK_N, stride_t, offs_N, offs_d,
-            first_M, stop_M, key_stop, False, HEAD_DIM, QK_L2_NORM,
+            k, v, key_scale, unmasked_start + step * BLOCK_N, stride_t, offs_N, offs_d,
+            first_M, stop_M, key_stop, False, HEAD_DIM, NORM,
         )  # fmt: skip
     for step in range(0, num_masked):
         start = key_start + step * BLOCK_N
         start += tl.where(step < num_before, 0, unmasked_stop - unmasked_start)
         acc_Md, sum_M, max_M = _step(
             acc_Md, sum_M, max_M, q_Md, row_scale_M, key_sign,
-            k, v, start, stride_t, offs_N, offs_d,
-            first_M, stop_M, key_stop, True, HEAD_DIM, QK_L2_NORM,
+            k, v, key_scale, start, stride_t, offs_N, offs_d,
+            first_M, stop_M, key_stop, True, HEAD_DIM, NORM,
         )  # fmt: skip
 
     o_Md = (acc_Md / sum_M[:, None]).to(o.dtype.element_ty)
@@ -161,3 +175,24 @@ def block_sparse_attention_kernel(
     o += (row.to(tl.int64) * length + first_position) * width + head * HEAD_DIM
     offs_out = tl.arange(0, BLOCK_M)[:, None] * width + offs_d[None, :]
     tl.store(o + offs_out, o_Md, mask=is_query_Md)
+
+
+@triton.jit(do_not_specialize=["length", "heads"])
+def key_scale_kernel(
+    k, scale_mul, key_scale, stride_b, stride_t, stride_h, length, heads,
+    HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Writes 1 / |k| with the sign of `scale_mul` to key_scale (B, H, T), in float32.
+
+    Grid (ceil(length / BLOCK_N), heads, batch).
+    """
+    head, row = tl.program_id(1), tl.program_id(2)
+    position_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, max(16, triton.next_power_of_2(HEAD_DIM)))
+    k += row.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
+    is_key_Nd = (position_N < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
+    offs_Nd = position_N.to(tl.int64)[:, None] * stride_t + offs_d[None, :]
+    inverse_N = _inverse_norm(tl.load(k + offs_Nd, mask=is_key_Nd, other=0.0))
+    sign = tl.where(tl.load(scale_mul + head) < 0, -1.0, 1.0)
+    key_scale += (row.to(tl.int64) * heads + head) * length
+    tl.store(key_scale + position_N, inverse_N * sign, mask=position_N < length)

@@ -7,12 +7,25 @@ alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal, get_args
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 HEAD_DIMS = (64, 80, 128)
 ARCHITECTURES = (80, 86, 89, 90, 120)
+
+
+KEY_SCALE_BLOCK = 64  # keys of one program of `key_scale_kernel`
+KEY_SCALE_WARPS = 4
+
+
+class Norm(Enum):
+    """Where a kernel takes the norms of the keys."""
+
+    NONE = 0
+    IN_STEPS = 1
+    BEFOREHAND = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +37,8 @@ class Tile:
         block_n: keys of one step.
         num_warps: warps of one program.
         num_stages: steps whose loads are in flight.
+        has_key_scale: with q/k L2 norm, the norms of the keys are taken beforehand; that is a
+            second, short kernel and a workspace of one float per key.
         min_programs: smallest number of programs for which the tile is taken.
         min_block: smallest mean length of the blocks for which the tile is taken.
     """
@@ -32,8 +47,15 @@ class Tile:
     block_n: int
     num_warps: int
     num_stages: int
+    has_key_scale: bool = False
     min_programs: int = 0
     min_block: int = 0
+
+    def norm(self, qk_l2_norm: bool) -> Norm:
+        """Where the norms of the keys are taken."""
+        if not qk_l2_norm:
+            return Norm.NONE
+        return Norm.BEFOREHAND if self.has_key_scale else Norm.IN_STEPS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,17 +70,29 @@ class Variant:
     @property
     def name(self) -> str:
         norm = "_l2" if self.qk_l2_norm else ""
-        return f"bsa_{self.dtype}_d{self.head_dim}{norm}_m{self.tile.block_m}"
+        return f"bsa_{self.dtype}_d{self.head_dim}{norm}_m{self.tile.block_m}n{self.tile.block_n}"
+
+    @property
+    def norm(self) -> Norm:
+        return self.tile.norm(self.qk_l2_norm)
 
 
+# Chosen on an H100 (docs/benchmarks.md): long blocks; blocks that fill a tile; packs of short
+# blocks, where a wide step would mostly be masked; too few positions for large tiles.
 _HALF = (
-    Tile(block_m=128, block_n=64, num_warps=8, num_stages=3, min_programs=528, min_block=128),
-    Tile(block_m=64, block_n=64, num_warps=4, num_stages=3, min_programs=264),
+    Tile(
+        block_m=128, block_n=64, num_warps=8, num_stages=3,
+        has_key_scale=True, min_programs=256, min_block=1024,
+    ),
+    Tile(
+        block_m=64, block_n=64, num_warps=4, num_stages=3,
+        has_key_scale=True, min_programs=64, min_block=48,
+    ),
+    Tile(block_m=64, block_n=32, num_warps=4, num_stages=2, min_programs=64),
     Tile(block_m=16, block_n=64, num_warps=4, num_stages=2),
-)
+)  # fmt: skip
 _HALF_WIDE = (
-    Tile(block_m=128, block_n=32, num_warps=8, num_stages=3, min_programs=528, min_block=128),
-    Tile(block_m=64, block_n=32, num_warps=4, num_stages=3, min_programs=264),
+    Tile(block_m=64, block_n=32, num_warps=4, num_stages=3, has_key_scale=True, min_programs=64),
     Tile(block_m=16, block_n=32, num_warps=4, num_stages=2),
 )
 _FLOAT = (Tile(block_m=32, block_n=32, num_warps=4, num_stages=2),)

@@ -40,6 +40,10 @@ cudaError_t bsa_launch(const bsa_params* params, cudaStream_t stream);
 // Null if bsa_launch takes these parameters, else what is wrong (a static string). Reads host fields only.
 const char* bsa_check(const bsa_params* params);
 
+// Name of the kernel that bsa_launch takes on a GPU of this compute capability (90 for 9.0), null if there is
+// none.
+const char* bsa_kernel_name(const bsa_params* params, int32_t compute_capability);
+
 // Version of the library, equal to the Python package's, and the compute capabilities that it holds kernels
 // for, such as "80,86,89,90,120".
 const char* bsa_version(void);

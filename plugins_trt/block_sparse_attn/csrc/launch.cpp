@@ -42,18 +42,20 @@ class RelaxedCapture {
 
 // The architecture whose kernels the driver runs on this GPU: the newest of its major version that is
 // not newer than the GPU. 0 if there is none.
-int architecture_for(int major, int minor) {
+int architecture_for(int compute_capability) {
     int best = 0;
     for (const bsa_kernel& kernel : BSA_KERNELS) {
-        if (kernel.arch / 10 == major && kernel.arch % 10 <= minor && kernel.arch > best) {
+        if (kernel.arch / 10 == compute_capability / 10 && kernel.arch <= compute_capability &&
+            kernel.arch > best) {
             best = kernel.arch;
         }
     }
     return best;
 }
 
-// As choose_tile of variants.py. Null if there is no kernel of this architecture, dtype and head dim.
-const bsa_kernel* choose_kernel(const bsa_params& p, int arch) {
+// As choose_tile of variants.py. Null if the GPU has no kernel of this dtype and head dim.
+const bsa_kernel* choose_kernel(const bsa_params& p, int compute_capability) {
+    const int arch = architecture_for(compute_capability);
     for (const bsa_kernel& kernel : BSA_KERNELS) {
         if (kernel.arch != arch || kernel.dtype != p.dtype || kernel.head_dim != p.head_dim ||
             kernel.qk_l2_norm != (p.scale_mul != nullptr)) {
@@ -181,7 +183,7 @@ cudaError_t bsa_launch(const bsa_params* params, cudaStream_t stream) {
     if (status != cudaSuccess) {
         return status;
     }
-    const bsa_kernel* kernel = choose_kernel(p, architecture_for(major, minor));
+    const bsa_kernel* kernel = choose_kernel(p, 10 * major + minor);
     if (kernel == nullptr) {
         return cudaErrorNoKernelImageForDevice;
     }
@@ -221,6 +223,11 @@ cudaError_t bsa_launch(const bsa_params* params, cudaStream_t stream) {
     config.dynamicSmemBytes = kernel->shared_bytes;
     config.stream = stream;
     return cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(entry.handle.load()), pointers);
+}
+
+const char* bsa_kernel_name(const bsa_params* params, int32_t compute_capability) {
+    const bsa_kernel* kernel = choose_kernel(*params, compute_capability);
+    return kernel != nullptr ? kernel->name : nullptr;
 }
 
 const char* bsa_version(void) { return BSA_VERSION; }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from plugins_trt.block_sparse_attn.spec import PATTERNS
-from plugins_trt.block_sparse_attn.variants import HEAD_DIMS, choose_tile, tiles, variants
+from plugins_trt.block_sparse_attn.variants import HEAD_DIMS, Norm, choose_tile, tiles, variants
 from tests.attention_cases import PACKS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,7 +32,7 @@ def interpreted_errors() -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("norm", ["plain", "l2"])
+@pytest.mark.parametrize("norm", [norm.name for norm in Norm])
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("pack", PACKS)
 def test_interpreted_kernel_is_the_reference(

@@ -1,0 +1,1 @@
+"""The sampling rule on the GPU: guidance, truncation, draw, confidence and selection."""
