@@ -143,15 +143,20 @@ def load_trt_plugins(trt: ModuleType, path: Path | str | None = None) -> Library
     """
     library = open_library("trt", path)
     registry = trt.get_plugin_registry()
-    if registry.get_creator(OP_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE) is None:
+    if not _is_registered(registry):
         registry.load_library(str(library.path))
-    if registry.get_creator(OP_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE) is None:
+    if not _is_registered(registry):
         raise PluginError(
             f"{library.path}: {trt.__name__} {trt.__version__} did not register "
             f"{PLUGIN_NAMESPACE}::{OP_NAME} version {PLUGIN_VERSION} from it; its log says why"
         )
     logger.info("%s: plugins of %s", trt.__name__, library.path)
     return library
+
+
+def _is_registered(registry: Any) -> bool:
+    wanted = (OP_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE)
+    return wanted in {(c.name, c.plugin_version, c.plugin_namespace) for c in registry.all_creators}
 
 
 def register_ort(session_options: Any, path: Path | str | None = None) -> Library:

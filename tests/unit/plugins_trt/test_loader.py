@@ -43,7 +43,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
     return installed, built
 
 
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", FILES, ids=FILES.get)
 def test_missing_library_says_how_to_build_it(kind: LibraryKind, places: tuple[Path, Path]) -> None:
     with pytest.raises(PluginNotFoundError) as caught:
         find_library(kind)
@@ -67,7 +67,7 @@ def test_a_named_library_is_not_looked_for_elsewhere(
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", FILES, ids=FILES.get)
 def test_installed_comes_before_built(kind: LibraryKind, places: tuple[Path, Path]) -> None:
     installed, built = places
     path = fake_library(built, kind, architectures="")
@@ -113,9 +113,12 @@ class Registry:
     def load_library(self, path: str) -> None:
         self.loaded.append(path)
 
-    def get_creator(self, name: str, version: str, namespace: str) -> Any:
-        assert (name, version, namespace) == ("BlockSparseAttention", "1", "hmar")
-        return object() if self.works and self.loaded else None
+    @property
+    def all_creators(self) -> list[Any]:
+        ours = SimpleNamespace(
+            name="BlockSparseAttention", plugin_version="1", plugin_namespace="hmar"
+        )
+        return [ours] if self.works and self.loaded else []
 
 
 def tensorrt(registry: Registry) -> Any:

@@ -22,8 +22,11 @@ from plugins_trt.block_sparse_attn.spec import (
     Layout,
     Pattern,
 )
+from plugins_trt.block_sparse_attn.variants import ARCHITECTURES
+from plugins_trt.loader import open_library
 from tests.attention_cases import LARGE_PACKS, PACKS, Inputs, make_inputs, relative_error
 from tests.attention_onnx import feeds, make_session, model, run_op
+from tests.plugin_build import PluginBuild
 
 CASES = {**PACKS, "pyramid-256": LARGE_PACKS["pyramid-256"]}
 HEAD_DIMS = {"pyramid": 20, "one-block": 5, "long-and-short": 80}  # default 64
@@ -76,6 +79,15 @@ def test_another_instruction_set_differs_by_rounding(
         case = make_case(name, torch.float32, "block_causal", True)
         out, baseline = run_op(case, ort_library), run_op(case, ort_library_without_avx2)
         assert relative_error(baseline, out.double()) < LIMITS[torch.float32]
+
+
+def test_library_with_kernels_for_gpus_runs_on_the_cpu_too(plugin_build: PluginBuild) -> None:
+    if not plugin_build.ort_library.exists():
+        pytest.skip("needs ONNX Runtime's headers: python scripts/fetch_headers.py")
+    assert open_library("ort", plugin_build.ort_library).architectures == ARCHITECTURES
+    case = make_case("pyramid", torch.float32)
+    error = relative_error(run_op(case, plugin_build.ort_library), case.expected())
+    assert error < LIMITS[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", HALF)
