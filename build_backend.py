@@ -131,13 +131,13 @@ def find_header(header: str, folder: str, named: str) -> Path | None:
 
 
 def with_triton() -> dict[str, str] | None:
-    """An environment in which this Python finds Triton.
+    """Environment variables with which this Python finds Triton.
 
-    pip's isolated one, or that with the packages of the one that is installed into.
+    Those of pip's isolated build, or those of the environment that the package is installed into:
+    what pip isolates with is named in PYTHONPATH.
     """
-    installed = [os.environ.get("PYTHONPATH", ""), *map(sysconfig.get_path, ("purelib", "platlib"))]
-    extended = {**os.environ, "PYTHONPATH": os.pathsep.join(installed)}
-    for environment in (dict(os.environ), extended):
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for environment in (dict(os.environ), bare):
         command = [sys.executable, "-c", "import triton"]
         if subprocess.run(command, env=environment, cwd=ROOT, capture_output=True).returncode == 0:
             return environment
@@ -199,44 +199,57 @@ def build_libraries(plan: Plan, settings: Settings) -> list[Path]:
     Raises:
         PluginBuildError: it fails.
     """
-    options = [f"-D{LIBRARIES[name][2]}={root}" for name, root in plan.roots.items()]
-    environment: dict[str, str] | None = dict(os.environ)
-    if settings.plugins == "cpu":
-        source = ROOT / "plugins_trt" / "ort"
-    else:
-        source, environment = ROOT / "plugins_trt", with_triton()
-        nvcc = cuda_compiler()
-        if environment is None or nvcc is None:
-            raise PluginBuildError("Triton is not installed, and not in the build environment")
-        environment["PATH"] += os.pathsep + str(Path(nvcc).parent)
-        options.append(f"-DPython3_EXECUTABLE={sys.executable}")
-        options.append(f"-DCUDAToolkit_ROOT={Path(nvcc).resolve().parent.parent}")
-        if settings.archs:
-            options.append(f"-DHMAR_CUDA_ARCHS={settings.archs}")
     BUILD.mkdir(parents=True, exist_ok=True)
     for stale in BUILD.glob("*.so"):
         stale.unlink()
     # Paths of an earlier build environment must not survive; what was compiled may.
     (BUILD / "CMakeCache.txt").unlink(missing_ok=True)
-    for command in (
-        ["cmake", "-S", str(source), "-B", str(BUILD), *options],
-        ["cmake", "--build", str(BUILD), "--parallel"],
-    ):
-        print(" ".join(command), flush=True)
-        try:
-            done = subprocess.run(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-        except FileNotFoundError as error:
-            raise PluginBuildError(f"{command[0]} was not found") from error
-        output = done.stdout.decode(errors="replace")
-        print(output, end="", flush=True)
-        if done.returncode != 0:
-            raise PluginBuildError(f"{' '.join(command[:2])}: {output[-2000:]}")
+    options = [f"-D{LIBRARIES[name][2]}={root}" for name, root in plan.roots.items()]
+    if settings.plugins == "cpu":
+        source = ROOT / "plugins_trt" / "ort"
+    else:
+        source = ROOT / "plugins_trt"
+        options.append(f"-DHMAR_KERNELS_DIR={compile_kernels(settings.archs)}")
+    run(["cmake", "-S", str(source), "-B", str(BUILD), *options])
+    run(["cmake", "--build", str(BUILD), "--parallel"])
     missing = [name for name in plan.roots if not (BUILD / name).is_file()]
     if missing:
         raise PluginBuildError(f"CMake did not make {missing}")
     return [BUILD / name for name in plan.roots]
+
+
+def compile_kernels(archs: str) -> Path:
+    """Compiles the kernels for these GPUs ("" = all) and returns their folder.
+
+    Raises:
+        PluginBuildError: it fails.
+    """
+    environment = with_triton()
+    if environment is None:
+        raise PluginBuildError("Triton is not installed, and not in the build environment")
+    folder = BUILD / "kernels"
+    command = [sys.executable, "-m", "plugins_trt.block_sparse_attn.aot", "--out", str(folder)]
+    run([*command, "--arch", archs] if archs else command, environment)
+    return folder
+
+
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    """Runs a command of the build.
+
+    Raises:
+        PluginBuildError: it fails.
+    """
+    print(" ".join(command), flush=True)
+    try:
+        done = subprocess.run(
+            command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+    except FileNotFoundError as error:
+        raise PluginBuildError(f"{command[0]} was not found") from error
+    output = done.stdout.decode(errors="replace")
+    print(output, end="", flush=True)
+    if done.returncode != 0:
+        raise PluginBuildError(f"{' '.join(command[:3])}: {output[-2000:]}")
 
 
 def add_to_wheel(wheel: Path, files: Mapping[str, bytes], *, is_pure: bool) -> str:
