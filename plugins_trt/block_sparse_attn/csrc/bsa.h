@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cuda_runtime_api.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -25,6 +26,7 @@ typedef struct {
     void* o;
     const int32_t* cu_seqlens;  // (num_blocks + 1), on the device
     const float* scale_mul;     // (H), on the device; null = no q/k L2 norm
+    void* workspace;            // bsa_workspace_bytes on the device, null if that is 0
     int64_t stride_b, stride_t, stride_h;
     int32_t batch, length, heads, head_dim, num_blocks;
     float sm_scale;
@@ -32,10 +34,15 @@ typedef struct {
     bsa_pattern pattern;
 } bsa_params;
 
-// Enqueues the attention on the stream. Allocates nothing and never synchronises; capturable in a CUDA graph.
-// cudaErrorInvalidValue: no variant for this dtype and head dim, or a pointer or stride is not aligned (see
-// bsa_check for words). cudaErrorNoKernelImageForDevice: the library was not built for this GPU.
+// Enqueues the attention, one kernel or two, on the stream. Allocates nothing and never synchronises;
+// capturable in a CUDA graph. cudaErrorInvalidValue: no variant for this dtype and head dim, or a pointer or
+// stride is not aligned (see bsa_check for words). cudaErrorNoKernelImageForDevice: the library was not built
+// for this GPU.
 cudaError_t bsa_launch(const bsa_params* params, cudaStream_t stream);
+
+// Workspace for a call of these sizes; enough for any smaller batch, length and heads too.
+size_t bsa_workspace_bytes(bsa_dtype dtype, int32_t head_dim, int32_t qk_l2_norm, int32_t batch,
+                           int32_t length, int32_t heads);
 
 // Null if bsa_launch takes these parameters, else what is wrong (a static string). Reads host fields only.
 const char* bsa_check(const bsa_params* params);

@@ -12,7 +12,8 @@ extern "C" const unsigned char bsa_fatbin[];
 
 namespace {
 
-constexpr int kNumKernels = std::size(BSA_KERNELS);
+constexpr int kNumAttention = std::size(BSA_ATTENTION_KERNELS);
+constexpr int kNumKeyScale = std::size(BSA_KEY_SCALE_KERNELS);
 constexpr int kMaxDevices = 64;                 // of which a kernel remembers that it is ready
 constexpr int kDefaultSharedBytes = 48 * 1024;  // more than this must be asked for
 constexpr int kMaxGrid = 65535;                 // in y and z
@@ -24,7 +25,8 @@ struct LoadedKernel {
     std::atomic<uint64_t> ready_devices{0};
 };
 
-LoadedKernel loaded[kNumKernels];
+LoadedKernel loaded_attention[kNumAttention];
+LoadedKernel loaded_key_scale[kNumKeyScale];
 std::mutex loading;
 cudaLibrary_t library = nullptr;  // guarded by `loading`; stays for the life of the process
 
@@ -44,7 +46,7 @@ class RelaxedCapture {
 // not newer than the GPU. 0 if there is none.
 int architecture_for(int compute_capability) {
     int best = 0;
-    for (const bsa_kernel& kernel : BSA_KERNELS) {
+    for (const bsa_kernel& kernel : BSA_ATTENTION_KERNELS) {
         if (kernel.arch / 10 == compute_capability / 10 && kernel.arch <= compute_capability &&
             kernel.arch > best) {
             best = kernel.arch;
@@ -53,15 +55,19 @@ int architecture_for(int compute_capability) {
     return best;
 }
 
+int64_t num_tiles(const bsa_params& p, const bsa_kernel& kernel) {
+    return (p.length + kernel.block - 1) / kernel.block;
+}
+
 // As choose_tile of variants.py. Null if the GPU has no kernel of this dtype and head dim.
 const bsa_kernel* choose_kernel(const bsa_params& p, int compute_capability) {
     const int arch = architecture_for(compute_capability);
-    for (const bsa_kernel& kernel : BSA_KERNELS) {
+    for (const bsa_kernel& kernel : BSA_ATTENTION_KERNELS) {
         if (kernel.arch != arch || kernel.dtype != p.dtype || kernel.head_dim != p.head_dim ||
             kernel.qk_l2_norm != (p.scale_mul != nullptr)) {
             continue;
         }
-        const int64_t tiles = (p.length + kernel.block_m - 1) / kernel.block_m;
+        const int64_t tiles = num_tiles(p, kernel);
         if (tiles * p.heads * p.batch >= kernel.min_programs &&
             p.length >= int64_t{kernel.min_block} * p.num_blocks) {
             return &kernel;
@@ -112,13 +118,68 @@ bool has_head_dim(int head_dim) {
     return false;
 }
 
-struct KernelArguments {
 #define FIELD(type, name) type name;
-    BSA_KERNEL_PARAMETERS(FIELD)
-#undef FIELD
+#define ADDRESS(type, name) &arguments.name,
+
+struct AttentionArguments {
+    BSA_ATTENTION_PARAMETERS(FIELD)
 };
 
+struct KeyScaleArguments {
+    BSA_KEY_SCALE_PARAMETERS(FIELD)
+};
+
+// Makes the kernel ready on the current device where it is not yet, and enqueues it.
+cudaError_t launch(const bsa_kernel& kernel, LoadedKernel& entry, int device, const bsa_params& p,
+                   void** arguments, cudaStream_t stream) {
+    const uint64_t device_bit = device < kMaxDevices ? uint64_t{1} << device : 0;
+    if ((entry.ready_devices.load() & device_bit) == 0) {
+        const cudaError_t status = load(kernel, entry);
+        if (status != cudaSuccess) {
+            return status;
+        }
+        entry.ready_devices.fetch_or(device_bit);
+    }
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(num_tiles(p, kernel), p.heads, p.batch);
+    config.blockDim = dim3(kernel.threads);
+    config.dynamicSmemBytes = kernel.shared_bytes;
+    config.stream = stream;
+    return cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(entry.handle.load()), arguments);
+}
+
+// Inverse norms of the keys, to the workspace.
+cudaError_t launch_key_scale(const bsa_params& p, int arch, int device, cudaStream_t stream) {
+    KeyScaleArguments arguments{};
+    arguments.k = p.k;
+    arguments.scale_mul = p.scale_mul;
+    arguments.key_scale = p.workspace;
+    arguments.stride_b = p.stride_b;
+    arguments.stride_t = static_cast<int32_t>(p.stride_t);
+    arguments.stride_h = static_cast<int32_t>(p.stride_h);
+    arguments.length = p.length;
+    arguments.heads = p.heads;
+    void* pointers[] = {BSA_KEY_SCALE_PARAMETERS(ADDRESS)};
+    for (const bsa_kernel& kernel : BSA_KEY_SCALE_KERNELS) {
+        if (kernel.arch == arch && kernel.dtype == p.dtype && kernel.head_dim == p.head_dim) {
+            LoadedKernel& entry = loaded_key_scale[&kernel - BSA_KEY_SCALE_KERNELS];
+            return launch(kernel, entry, device, p, pointers, stream);
+        }
+    }
+    return cudaErrorNoKernelImageForDevice;
+}
+
 }  // namespace
+
+size_t bsa_workspace_bytes(bsa_dtype dtype, int32_t head_dim, int32_t qk_l2_norm, int32_t batch,
+                           int32_t length, int32_t heads) {
+    for (const bsa_kernel& kernel : BSA_KEY_SCALE_KERNELS) {
+        if (qk_l2_norm && kernel.dtype == dtype && kernel.head_dim == head_dim) {
+            return sizeof(float) * batch * heads * length;  // (B, H, T)
+        }
+    }
+    return 0;
+}
 
 const char* bsa_check(const bsa_params* params) {
     const bsa_params& p = *params;
@@ -148,6 +209,10 @@ const char* bsa_check(const bsa_params* params) {
     }
     if (p.q == nullptr || p.k == nullptr || p.v == nullptr || p.o == nullptr || p.cu_seqlens == nullptr) {
         return "q, k, v, o and cu_seqlens must not be null";
+    }
+    if (p.workspace == nullptr &&
+        bsa_workspace_bytes(p.dtype, p.head_dim, p.scale_mul != nullptr, p.batch, p.length, p.heads) > 0) {
+        return "workspace must not be null: bsa_workspace_bytes says how large";
     }
     if (!is_aligned(p.q) || !is_aligned(p.k) || !is_aligned(p.v) || !is_aligned(p.o)) {
         return "q, k, v and o must be aligned to 16 bytes";
@@ -187,23 +252,20 @@ cudaError_t bsa_launch(const bsa_params* params, cudaStream_t stream) {
     if (kernel == nullptr) {
         return cudaErrorNoKernelImageForDevice;
     }
-    LoadedKernel& entry = loaded[kernel - BSA_KERNELS];
-    const uint64_t device_bit = device < kMaxDevices ? uint64_t{1} << device : 0;
-    if ((entry.ready_devices.load() & device_bit) == 0) {
-        status = load(*kernel, entry);
+    if (kernel->has_key_scale) {
+        status = launch_key_scale(p, kernel->arch, device, stream);
         if (status != cudaSuccess) {
             return status;
         }
-        entry.ready_devices.fetch_or(device_bit);
     }
-
-    KernelArguments arguments{};
+    AttentionArguments arguments{};
     arguments.q = p.q;
     arguments.k = p.k;
     arguments.v = p.v;
     arguments.o = p.o;
     arguments.cu_seqlens = p.cu_seqlens;
     arguments.scale_mul = p.scale_mul;
+    arguments.key_scale = p.workspace;
     arguments.stride_b = p.stride_b;
     arguments.stride_t = static_cast<int32_t>(p.stride_t);
     arguments.stride_h = static_cast<int32_t>(p.stride_h);
@@ -212,17 +274,9 @@ cudaError_t bsa_launch(const bsa_params* params, cudaStream_t stream) {
     arguments.num_blocks = p.num_blocks;
     arguments.sm_scale = p.sm_scale;
     arguments.is_causal = p.pattern == BSA_BLOCK_CAUSAL;
-    void* pointers[] = {
-#define ADDRESS(type, name) &arguments.name,
-        BSA_KERNEL_PARAMETERS(ADDRESS)
-#undef ADDRESS
-    };
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3((p.length + kernel->block_m - 1) / kernel->block_m, p.heads, p.batch);
-    config.blockDim = dim3(kernel->threads);
-    config.dynamicSmemBytes = kernel->shared_bytes;
-    config.stream = stream;
-    return cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(entry.handle.load()), pointers);
+    void* pointers[] = {BSA_ATTENTION_PARAMETERS(ADDRESS)};
+    LoadedKernel& entry = loaded_attention[kernel - BSA_ATTENTION_KERNELS];
+    return launch(*kernel, entry, device, p, pointers, stream);
 }
 
 const char* bsa_kernel_name(const bsa_params* params, int32_t compute_capability) {

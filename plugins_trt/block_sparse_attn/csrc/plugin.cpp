@@ -128,7 +128,7 @@ bool differ(int64_t a, int64_t b) { return a >= 0 && b >= 0 && a != b; }
 
 // What an engine's tensors are to the launcher.
 bsa_params params_from(const Attributes& attributes, const PluginTensorDesc* descs, const void* const* inputs,
-                       void* output) {
+                       void* output, void* workspace) {
     const Dims& dims = descs[0].dims;  // (B, T, 3, H, d) or (B, T, H, d)
     const bool packed = dims.nbDims == 5;
     const int32_t num_main = packed ? 1 : 3;
@@ -152,6 +152,7 @@ bsa_params params_from(const Attributes& attributes, const PluginTensorDesc* des
     p.cu_seqlens = static_cast<const int32_t*>(inputs[num_main]);
     p.scale_mul = attributes.qk_l2_norm ? static_cast<const float*>(inputs[num_main + 1]) : nullptr;
     p.o = output;
+    p.workspace = workspace;
     return p;
 }
 
@@ -326,6 +327,19 @@ bool BlockSparseAttention::supportsFormatCombination(int32_t position, const Dyn
     return desc.type == (position == num_main ? DataType::kINT32 : DataType::kFLOAT);
 }
 
+size_t BlockSparseAttention::getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t,
+                                              const DynamicPluginTensorDesc*, int32_t) const noexcept {
+    size_t bytes = 0;
+    guarded([&] {
+        const Dims& dims = inputs[0].max;  // (B, T, H, d) or (B, T, 3, H, d)
+        const auto size = [&](int32_t axis) { return static_cast<int32_t>(dims.d[axis]); };
+        const int32_t last = dims.nbDims - 1;
+        bytes = bsa_workspace_bytes(dtype_of(inputs[0].desc.type), size(last), attributes_.qk_l2_norm,
+                                    size(0), size(1), size(last - 1));
+    });
+    return bytes;
+}
+
 int32_t BlockSparseAttention::onShapeChange(const PluginTensorDesc* in, int32_t num_inputs,
                                             const PluginTensorDesc*, int32_t) noexcept {
     return guarded([&] {
@@ -338,10 +352,10 @@ int32_t BlockSparseAttention::onShapeChange(const PluginTensorDesc* in, int32_t 
 }
 
 int32_t BlockSparseAttention::enqueue(const PluginTensorDesc* input_descs, const PluginTensorDesc*,
-                                      const void* const* inputs, void* const* outputs, void*,
+                                      const void* const* inputs, void* const* outputs, void* workspace,
                                       cudaStream_t stream) noexcept {
     return guarded([&] {
-        const bsa_params params = params_from(attributes_, input_descs, inputs, outputs[0]);
+        const bsa_params params = params_from(attributes_, input_descs, inputs, outputs[0], workspace);
         const cudaError_t status = bsa_launch(&params, stream);
         if (status == cudaErrorNoKernelImageForDevice) {
             throw std::runtime_error(

@@ -58,6 +58,9 @@ class BlockSparseAttention final : public nvinfer1::IPluginV3,
     bool supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors,
                                    int32_t num_inputs, int32_t num_outputs) noexcept override;
     int32_t getNbOutputs() const noexcept override { return 1; }
+    size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t num_inputs,
+                            const nvinfer1::DynamicPluginTensorDesc* outputs,
+                            int32_t num_outputs) const noexcept override;
 
     // IPluginV3OneRuntime
     int32_t onShapeChange(const nvinfer1::PluginTensorDesc* in, int32_t num_inputs,

@@ -25,7 +25,7 @@ using namespace nvinfer1;
 
 namespace {
 
-enum Input { kQuery, kKey, kValue, kPastKey, kPastValue, kCuSeqlens, kScaleMul };
+enum Input { kQuery, kKey, kValue, kPastKey, kPastValue, kCuSeqlens, kScaleMul, kSinCache, kNumInputs };
 
 struct NodeAttributes {
     float scale = 0.0f;
@@ -97,6 +97,19 @@ class GqaPlugin final : public IPluginV3,
         return tensors[position].desc.format == TensorFormat::kLINEAR;
     }
     int32_t getNbOutputs() const noexcept override { return 3; }
+    size_t getWorkspaceSize(const DynamicPluginTensorDesc* inputs, int32_t, const DynamicPluginTensorDesc*,
+                            int32_t) const noexcept override {
+        PluginTensorDesc largest[kNumInputs] = {};
+        for (int32_t i = 0; i < kNumInputs; ++i) {
+            largest[i] = inputs[i].desc;
+            largest[i].dims = inputs[i].max;
+        }
+        std::vector<DynamicPluginTensorDesc> descs;
+        for (const PluginTensorDesc& desc : plugin_descs(largest)) {
+            descs.push_back({desc, desc.dims, desc.dims, desc.dims});
+        }
+        return plugin_.getWorkspaceSize(descs.data(), static_cast<int32_t>(descs.size()), nullptr, 0);
+    }
 
     int32_t onShapeChange(const PluginTensorDesc* in, int32_t, const PluginTensorDesc* out,
                           int32_t) noexcept override {

@@ -215,7 +215,6 @@ CASE(plugin_has_three_capabilities) {
     CHECK(std::string(build_of(*plugin).getInterfaceInfo().kind) == "PLUGIN_V3ONE_BUILD");
     CHECK(build_of(*plugin).getInterfaceInfo().major == 2);
     CHECK(build_of(*plugin).getNbOutputs() == 1);
-    CHECK(build_of(*plugin).getWorkspaceSize(nullptr, 0, nullptr, 0) == 0);
     CHECK(std::string(runtime_of(*plugin).getInterfaceInfo().kind) == "PLUGIN_V3ONE_RUNTIME");
 }
 
@@ -343,6 +342,19 @@ CASE(shapes_are_checked_again_at_run_time) {
     CHECK(build_of(*plugin).configurePlugin(dynamic.data(), 2, nullptr, 1) != 0);
 }
 
+CASE(workspace_is_for_the_largest_shape) {
+    std::vector<DynamicPluginTensorDesc> tensors(3);
+    tensors[0].desc = desc({-1, -1, 3, 4, 64}, DataType::kHALF);
+    tensors[0].max = desc({6, 30, 3, 4, 64}, DataType::kHALF).dims;
+    const auto bytes = [&](IPluginV3& plugin) {
+        return build_of(plugin).getWorkspaceSize(tensors.data(), 3, nullptr, 1);
+    };
+    CHECK(bytes(*create({kSmScale})) == 0);
+    CHECK(bytes(*create({kSmScale, qk_l2_norm(kTrue)})) == 6 * 30 * 4 * sizeof(float));
+    tensors[0].max = desc({6, 30, 4, 64}, DataType::kHALF).dims;
+    CHECK(bytes(*create({kSmScale, qk_l2_norm(kTrue)})) == 6 * 30 * 4 * sizeof(float));
+}
+
 CASE(formats_of_packed_input) {
     const Plugin plugin = create({kSmScale, qk_l2_norm(kTrue)});
     for (const DataType type : {DataType::kFLOAT, DataType::kHALF, DataType::kBF16}) {
@@ -411,6 +423,7 @@ CASE(launcher_says_what_is_wrong) {
     CHECK(says("length", [](bsa_params& p) { p.length = -1; }));
     CHECK(says("num_blocks", [](bsa_params& p) { p.num_blocks = 0; }));
     CHECK(says("null", [](bsa_params& p) { p.v = nullptr; }));
+    CHECK(says("workspace", [](bsa_params& p) { p.scale_mul = reinterpret_cast<const float*>(memory); }));
     CHECK(says("aligned to 16 bytes", [](bsa_params& p) { p.k = memory + 8; }));
     CHECK(says("multiples of 16 bytes", [](bsa_params& p) { p.stride_t = 252; }));
     CHECK(says("at most 2^23", [](bsa_params& p) { p.stride_t = int64_t{1} << 24; }));

@@ -9,14 +9,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from plugins_trt.block_sparse_attn.variants import (
     ARCHITECTURES,
     DTYPES,
     HEAD_DIMS,
+    Norm,
     Variant,
     choose_tile,
-    variants,
+    tiles,
 )
 from tests.launcher import Launcher, Params
 from tests.plugin_build import ROOT, PluginBuild
@@ -53,6 +55,7 @@ def test_exports_and_needs(plugin_build: PluginBuild) -> None:
     assert exported == {
         *("getCreators", "setLoggerFinder"),
         *("bsa_architectures", "bsa_check", "bsa_kernel_name", "bsa_launch", "bsa_version"),
+        "bsa_workspace_bytes",
     }
     needed = {line.split()[-1].split("@")[0] for line in symbols("--undefined-only") if line}
     foreign = re.compile("cuda|cu[A-Z]|.*nvinfer|getLogger|getPluginRegistry")
@@ -79,6 +82,8 @@ def test_version_is_the_packages(launcher: Launcher) -> None:
 def test_fatbinary_holds_every_kernel_for_every_architecture(plugin_build: PluginBuild) -> None:
     from triton import knobs
 
+    from plugins_trt.block_sparse_attn.lowering import all_units
+
     listing = subprocess.run(
         [knobs.nvidia.cuobjdump.path, "-symbols", plugin_build.fatbin],
         capture_output=True,
@@ -87,7 +92,7 @@ def test_fatbinary_holds_every_kernel_for_every_architecture(plugin_build: Plugi
     ).stdout
     images = re.split(r"^arch = sm_", listing, flags=re.MULTILINE)[1:]
     held = {image.split()[0]: set(re.findall(r"STO_ENTRY\s+(\w+)", image)) for image in images}
-    names = {variant.name for variant in variants()}
+    names = {unit.name for unit in all_units()}
     assert held == {str(a).replace("90", "90a"): names for a in ARCHITECTURES}
 
 
@@ -108,6 +113,16 @@ def test_launcher_takes_the_tile_that_python_takes(launcher: Launcher, dtype: st
             **call, head_dim=head_dim, dtype=DTYPES.index(dtype), scale_mul=1 if norm else None
         )
         assert launcher.kernel_name(params, rng.choice(ARCHITECTURES)) == variant.name
+
+
+def test_workspace_is_one_float_per_key_where_norms_are_taken_beforehand(
+    launcher: Launcher,
+) -> None:
+    for dtype, head_dim, norm in itertools.product(DTYPES, HEAD_DIMS, (False, True)):
+        beforehand = any(t.norm(norm) is Norm.BEFOREHAND for t in tiles(dtype, head_dim))
+        expected = 4 * 2 * 30 * 3 if beforehand else 0
+        shape = (2, 30, 3, head_dim)
+        assert launcher.workspace_bytes(getattr(torch, dtype), norm, shape) == expected
 
 
 @pytest.mark.parametrize(
