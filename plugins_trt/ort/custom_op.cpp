@@ -167,6 +167,12 @@ void compute_on_cpu(const Ort::KernelContext& context, const Attributes& attribu
 }
 
 #ifdef HMAR_WITH_CUDA
+void check(cudaError_t error) {
+    if (error == cudaSuccess) return;
+    throw std::runtime_error(std::string(kName) + ": " + cudaGetErrorName(error) + ": " +
+                             cudaGetErrorString(error) + "; kernels built for: " + bsa_architectures());
+}
+
 void compute_on_cuda(const Ort::KernelContext& context, const Attributes& attributes, const Operands& x,
                      hmar::Dtype dtype, void* o) {
     bsa_params params = {};
@@ -180,12 +186,16 @@ void compute_on_cuda(const Ort::KernelContext& context, const Attributes& attrib
                    : dtype == hmar::Dtype::float16 ? BSA_FLOAT16
                                                    : BSA_BFLOAT16;
     params.pattern = attributes.causal ? BSA_BLOCK_CAUSAL : BSA_BLOCK_DIAGONAL;
-    if (const char* wrong = bsa_check(&params)) reject(wrong);
-    const cudaError_t error = bsa_launch(&params, static_cast<cudaStream_t>(context.GetGPUComputeStream()));
-    if (error != cudaSuccess) {
-        throw std::runtime_error(std::string(kName) + ": " + cudaGetErrorName(error) + ": " +
-                                 cudaGetErrorString(error) + "; kernels built for: " + bsa_architectures());
-    }
+    const size_t workspace_bytes = bsa_workspace_bytes(params.dtype, params.head_dim, attributes.qk_l2_norm,
+                                                       params.batch, params.length, params.heads);
+    const auto stream = static_cast<cudaStream_t>(context.GetGPUComputeStream());
+    // In the stream's order, which memory from ONNX Runtime's allocator would not be.
+    if (workspace_bytes > 0) check(cudaMallocAsync(&params.workspace, workspace_bytes, stream));
+    const char* wrong = bsa_check(&params);
+    const cudaError_t launched = wrong ? cudaSuccess : bsa_launch(&params, stream);
+    if (params.workspace) check(cudaFreeAsync(params.workspace, stream));
+    if (wrong) reject(wrong);
+    check(launched);
 }
 #endif
 
