@@ -11,6 +11,8 @@ from runtime.schedule import Schedule, check_schedule
 
 BackendName = Literal["auto", "ort-cpu", "ort-cuda"]
 BACKENDS: tuple[str, ...] = get_args(BackendName)
+AttentionKind = Literal["function", "plugin"]
+ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
 Context = Literal["scale", "prefix"]
 
 
@@ -87,16 +89,21 @@ class BackendConfig:
         threads: CPU threads of one operator; 0 = one per core.
         max_batch: largest number of images in one pass; larger requests are split.
         check_weights: hash the weights file when the bundle is opened.
+        attention: what runs the attention op: "function" (standard operators, as the graphs hold
+            them) or "plugin" (the built library that `plugins_trt.loader` finds).
     """
 
     name: BackendName = "auto"
     threads: int = 0
     max_batch: int = 8
     check_weights: bool = True
+    attention: AttentionKind = "function"
 
     def __post_init__(self) -> None:
         if self.name not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {self.name!r}")
+        if self.attention not in ATTENTION_KINDS:
+            raise ValueError(f"attention must be one of {ATTENTION_KINDS}, got {self.attention!r}")
         if self.threads < 0:
             raise ValueError(f"threads must be >= 0, got {self.threads}")
         if self.max_batch < 1:

@@ -13,7 +13,7 @@ import numpy as np
 from runtime.backends.base import StepRunner
 from runtime.backends.onnxrt import OnnxRuntimeRunner
 from runtime.bundle import Bundle, Manifest
-from runtime.config import BackendConfig, BackendName, SamplingConfig
+from runtime.config import AttentionKind, BackendConfig, BackendName, SamplingConfig
 from runtime.draws import Draws, SeededDraws
 from runtime.trajectory import OnScale, Record, ScaleEvent, Trajectory, condition, to_uint8
 
@@ -49,19 +49,24 @@ class Pipeline:
         threads: int = 0,
         max_batch: int = 8,
         check_weights: bool = True,
+        attention: AttentionKind = "function",
     ) -> Pipeline:
         """Opens a bundle after checking its files against the manifest.
 
         Args:
             bundle: the bundle folder.
-            backend, threads, max_batch, check_weights: see `BackendConfig`.
+            backend, threads, max_batch, check_weights, attention: see `BackendConfig`.
 
         Raises:
             BundleError: the folder is no bundle, or a file is missing or altered.
             BackendError: the backend is not available or cannot run the bundle.
         """
         config = BackendConfig(
-            name=backend, threads=threads, max_batch=max_batch, check_weights=check_weights
+            name=backend,
+            threads=threads,
+            max_batch=max_batch,
+            check_weights=check_weights,
+            attention=attention,
         )
         opened = Bundle.open(bundle)
         opened.check_files(weights=config.check_weights)

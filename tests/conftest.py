@@ -11,7 +11,7 @@ import torch
 from runtime.pipeline import Pipeline
 from tests.cases import make_bundle
 from tests.golden_data import Case
-from tests.plugin_build import PluginBuild, build_plugins
+from tests.plugin_build import PluginBuild, build_ort, build_plugins
 from tests.tensorrt_build import rtx_version
 
 
@@ -73,3 +73,13 @@ def tiny_bf16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def plugin_build() -> PluginBuild:
     return build_plugins()
+
+
+@pytest.fixture(scope="session")
+def ort_library() -> Path:
+    return build_ort("ort")
+
+
+@pytest.fixture(scope="session")
+def ort_library_without_avx2() -> Path:
+    return build_ort("ort-baseline", "-DHMAR_CPU_AVX2=OFF")

@@ -1,4 +1,4 @@
-"""The plugin library and its test programs, built by CMake once per session."""
+"""The plugin libraries and their test programs, built by CMake once per session."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # kept between sessions: compiling the kernels is the long part
 BUILD_DIR = ROOT / "build" / "plugins"
+ORT_HEADERS = ROOT / "build" / "headers" / "onnxruntime"  # from scripts/fetch_headers.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,10 @@ class PluginBuild:
     @property
     def library(self) -> Path:
         return self.folder / "libhmar_plugins.so"
+
+    @property
+    def ort_library(self) -> Path:
+        return self.folder / "libhmar_ort.so"
 
     @property
     def gqa_harness(self) -> Path:
@@ -76,14 +81,33 @@ def build_plugins() -> PluginBuild:
     missing = missing_tools(include_dir)
     if missing:
         pytest.skip(f"the plugin library cannot be built here: no {', no '.join(missing)}")
+    _cmake(
+        ROOT / "plugins_trt",
+        BUILD_DIR,
+        "-DHMAR_BUILD_TESTS=ON",
+        f"-DTENSORRT_INCLUDE_DIR={include_dir}",
+        f"-DONNXRUNTIME_ROOT={ORT_HEADERS}",
+        f"-DPython3_EXECUTABLE={sys.executable}",
+    )
+    return PluginBuild(folder=BUILD_DIR)
+
+
+def build_ort(name: str, *options: str) -> Path:
+    """ONNX Runtime's library for the CPU alone; skips the test that asks if a tool is missing."""
+    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
+    if not ORT_HEADERS.is_dir():
+        missing.append("ONNX Runtime headers (python scripts/fetch_headers.py)")
+    if missing:
+        pytest.skip(f"the custom-op library cannot be built here: no {', no '.join(missing)}")
+    folder = ROOT / "build" / "tests" / name
+    _cmake(ROOT / "plugins_trt" / "ort", folder, f"-DONNXRUNTIME_ROOT={ORT_HEADERS}", *options)
+    return folder / "libhmar_ort.so"
+
+
+def _cmake(source: Path, folder: Path, *options: str) -> None:
     for command in (
-        [
-            *("cmake", "-S", ROOT / "plugins_trt", "-B", BUILD_DIR, "-DHMAR_BUILD_TESTS=ON"),
-            f"-DTENSORRT_INCLUDE_DIR={include_dir}",
-            f"-DPython3_EXECUTABLE={sys.executable}",
-        ],
-        ["cmake", "--build", BUILD_DIR, "--parallel"],
+        ["cmake", "-S", source, "-B", folder, *options],
+        ["cmake", "--build", folder, "--parallel"],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    return PluginBuild(folder=BUILD_DIR)
