@@ -17,7 +17,7 @@ from hmar.training.demo import EVALUATION_SEED, TOKENIZER_FILE
 from hmar.training.fidelity import frechet_distance, nearest_backgrounds, nearest_distances
 from hmar.training.judges import LinearProbe, predict, train_conv_judge
 from hmar.training.parts import PartPack
-from hmar.training.render import Renderer, held_out_pairs
+from hmar.training.render import Renderer, Split, held_out_pairs
 from hmar.training.sheet import to_uint8
 from scripts.lite0 import Lite0
 
@@ -83,15 +83,22 @@ class Judging:
         }
 
     def judge(self, pictures: PictureSet) -> Row:
-        """The scores, distance to the nearest real picture and share on held-out backgrounds."""
-        backgrounds = nearest_backgrounds(pictures.images, self.pack.backgrounds)
-        held_out = held_out_pairs(self.pack.num_classes, len(self.pack.backgrounds))
+        """The scores, distances to the nearest real pictures, number of held-out pairs, PSNR."""
+        nearest_N = nearest_distances(pictures.images, self.real_images)
         return {
             **self.score(pictures),
-            "nearest_rms": float(nearest_distances(pictures.images, self.real_images).mean()),
-            "held_out_share": float(held_out[pictures.labels, backgrounds].mean()),
+            "nearest_rms": float(nearest_N.mean()),
+            "nearest_1st": float(np.percentile(nearest_N, 1)),
+            "held_out": int(self.shows_held_out_pair(pictures).sum()),
             "psnr_db": pictures.psnr_db,
         }
+
+    def shows_held_out_pair(self, pictures: PictureSet) -> np.ndarray:
+        """Boolean (N,): the class is recognised, and its background is one kept out of training."""
+        backgrounds = nearest_backgrounds(pictures.images, self.pack.backgrounds)
+        held_out = held_out_pairs(self.pack.num_classes, len(self.pack.backgrounds))
+        found = predict(self.judge_net, _to_tensor(pictures.images, self.device))
+        return held_out[pictures.labels, backgrounds] & (found == pictures.labels)
 
     def _class_frechet(self, features: np.ndarray, labels: np.ndarray) -> list[float]:
         """Fréchet distance of every class, in the main axes of real features."""
@@ -102,9 +109,11 @@ class Judging:
         ]
 
 
-def render_set(name: str, pack: PartPack, size: int, seed: int, device: str) -> PictureSet:
+def render_set(
+    name: str, pack: PartPack, size: int, seed: int, device: str, split: Split = "train"
+) -> PictureSet:
     """Fresh real pictures, balanced over the classes."""
-    image, label = Renderer(pack, torch.device(device), seed).batch(size)
+    image, label = Renderer(pack, torch.device(device), seed, split).batch(size)
     return PictureSet(name=name, images=to_uint8(image), labels=label.cpu().numpy())
 
 

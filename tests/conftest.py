@@ -24,11 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--slow", action="store_true", help="also run the slow tests (full-size models)"
     )
-    parser.addoption(
-        "--tensorrt-root",
-        type=Path,
-        help="TensorRT installation to take the headers from (default: those of kernel-lens)",
-    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -39,9 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if rtx_version() is None:
         for item in items:
             if "trt" in item.keywords:
-                item.add_marker(
-                    pytest.mark.skip(reason="no TensorRT: pip install 'hmar-deploy[rtx]'")
-                )
+                item.add_marker(pytest.mark.skip(reason="no TensorRT: pip install '.[rtx]'"))
     if config.getoption("--slow"):
         return
     for item in items:
@@ -78,8 +71,8 @@ def tiny_bf16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plugin_build(pytestconfig: pytest.Config) -> PluginBuild:
-    return build_plugins(pytestconfig.getoption("--tensorrt-root"))
+def plugin_build() -> PluginBuild:
+    return build_plugins()
 
 
 @pytest.fixture(scope="session")

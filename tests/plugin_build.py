@@ -52,11 +52,11 @@ class PluginBuild:
         return self.folder / "kernels" / "bsa_kernels.h"
 
 
-def tensorrt_include_dir(tensorrt_root: Path | None) -> Path | None:
-    """Folder of NvInferRuntime.h: of the installation named, else of a package that carries it."""
-    if tensorrt_root is not None:
-        found = sorted(tensorrt_root.rglob("NvInferRuntime.h"))
-        return found[0].parent if found else None
+def tensorrt_include_dir() -> Path | None:
+    """Folder of NvInferRuntime.h: in the checkout, else of a package that carries it."""
+    fetched = ROOT / "build" / "headers" / "tensorrt"
+    if (fetched / "NvInferRuntime.h").is_file():
+        return fetched
     package = importlib.util.find_spec("kernel_lens")
     if package is None or package.origin is None:
         return None
@@ -67,17 +67,17 @@ def missing_tools(include_dir: Path | None) -> list[str]:
     """What the build needs and this machine lacks."""
     missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
     if importlib.util.find_spec("triton") is None:
-        missing.append("triton (pip install 'hmar-deploy[plugin]')")
+        missing.append("triton (pip install '.[aot]')")
     if not (shutil.which("fatbinary") or Path("/usr/local/cuda/bin/fatbinary").exists()):
         missing.append("fatbinary (CUDA toolkit)")
     if include_dir is None:
-        missing.append("TensorRT headers (--tensorrt-root, or pip install kernel-lens)")
+        missing.append("TensorRT headers (in build/headers/tensorrt, or pip install kernel-lens)")
     return missing
 
 
-def build_plugins(tensorrt_root: Path | None) -> PluginBuild:
+def build_plugins() -> PluginBuild:
     """Builds what changed; skips the test that asks if a tool is missing."""
-    include_dir = tensorrt_include_dir(tensorrt_root)
+    include_dir = tensorrt_include_dir()
     missing = missing_tools(include_dir)
     if missing:
         pytest.skip(f"the plugin library cannot be built here: no {', no '.join(missing)}")

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 from runtime.bundle import Bundle
+from tests.attention_cases import PACKS, make_inputs
+from tests.gpu.test_plugin_engine import HEADS, feeds, gqa_model
 from tests.plugin_build import PluginBuild
 from tests.tensorrt_build import Profile, Report, build_engine, rtx_version
 
@@ -90,6 +93,17 @@ def test_engine_of_the_function_body(bundle_of: BundleOf, precision: str, tmp_pa
     report = build(bundle_of(precision), tmp_path, None)
     assert "PLUGIN_V3" not in report.layers and report.layers["SOFTMAX"] > 0
     assert report.plan and b"block_diagonal" not in report.plan
+
+
+def test_harness_of_the_gpu_tests(plugin_build: PluginBuild, tmp_path: Path) -> None:
+    inputs = make_inputs(PACKS["pyramid"], torch.float16, "block_causal", True, heads=HEADS)
+    graph = tmp_path / "gqa.onnx"
+    onnx.save(gqa_model(inputs.attributes, torch.float16, packed=True), graph)
+    profile = {name: tensor.shape for name, tensor in feeds(inputs, packed=True).items()}
+    report = build_engine(
+        graph, tmp_path, library=plugin_build.gqa_harness, profiles=[profile], arches=ARCHES
+    )
+    assert report.plan and report.layers["PLUGIN_V3"] == 1
 
 
 def test_wrong_attribute_is_named_in_tensorrts_log(
