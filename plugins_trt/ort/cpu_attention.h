@@ -16,14 +16,15 @@ struct Attention {
     const void* k;
     const void* v;
     void* o;
-    const float* scale_mul;  // (H); null = no q/k L2 norm
+    const float* scale_mul;    // (H); null = no q/k L2 norm
+    const int32_t* key_stops;  // (T), where the keys of a query end; null = where its tile's end
     int64_t stride_b, stride_t, stride_h;
     int64_t length, heads, head_dim;
     float sm_scale;
     Dtype dtype;
 };
 
-// Up to kTileRows queries of one block, and all keys that they attend to.
+// Up to kTileRows queries, and the keys that the last of them attends to.
 struct Tile {
     int64_t first_query, num_queries, first_key, num_keys;
 };

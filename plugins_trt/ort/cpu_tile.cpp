@@ -206,8 +206,13 @@ void HMAR_ATTEND(const Attention& attention, const Tile& tile, int64_t b, int64_
         fill(p, rows * kTileKeys, 0);
         multiply_add(q, width, k_t, kTileKeys, p, kTileKeys, rows, d, columns);
         for (int64_t i = 0; i < tile.num_queries; ++i) {
+            const int64_t first = tile.first_key + done;
+            const int64_t mine = a.key_stops ? a.key_stops[tile.first_query + i] - first : keys;
+            const int64_t seen = mine < 0 ? 0 : mine < keys ? mine : keys;
+            fill(p + i * kTileKeys + seen, keys - seen, 0);
+            if (seen == 0) continue;
             const float before = largest[i];
-            const float sum = softmax_numerators(p + i * kTileKeys, keys, largest[i]);
+            const float sum = softmax_numerators(p + i * kTileKeys, seen, largest[i]);
             if (largest[i] != before) {
                 const float shrink = exponential(Vector{} + (before - largest[i]))[0];
                 sums[i] *= shrink;

@@ -2,6 +2,7 @@
 #define ORT_API_MANUAL_INIT
 #include <onnxruntime_cxx_api.h>
 
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -116,8 +117,8 @@ struct Operands {
     static Shape shape(const Ort::ConstValue& value) { return value.GetTensorTypeAndShapeInfo().GetShape(); }
 };
 
-// Tiles of all blocks; the values of cu_seqlens are on the host here, so they are checked.
-std::vector<hmar::Tile> tiles_of(const Operands& x, bool causal) {
+// The values of cu_seqlens are on the host here, so they are checked.
+void check_blocks(const Operands& x) {
     const int32_t* ends = x.cu_seqlens + 1;
     bool ordered = x.cu_seqlens[0] == 0 && ends[x.num_blocks - 1] == x.length;
     for (int64_t s = 0; s < x.num_blocks; ++s) ordered = ordered && x.cu_seqlens[s] <= ends[s];
@@ -125,14 +126,13 @@ std::vector<hmar::Tile> tiles_of(const Operands& x, bool causal) {
         reject("cu_seqlens must start with 0, never decrease and end with T = " + std::to_string(x.length) +
                ", got " + words(Shape(x.cu_seqlens, ends + x.num_blocks)));
     }
-    std::vector<hmar::Tile> tiles;
-    for (int64_t s = 0; s < x.num_blocks; ++s) {
-        const int64_t start = x.cu_seqlens[s], stop = ends[s], first_key = causal ? 0 : start;
-        for (int64_t i = start; i < stop; i += hmar::kTileRows) {
-            tiles.push_back({i, std::min(hmar::kTileRows, stop - i), first_key, stop - first_key});
-        }
+}
+
+// Tiles of queries first .. stop - 1, which all attend to keys from first_key on.
+void add_tiles(int64_t first, int64_t stop, int64_t first_key, std::vector<hmar::Tile>& tiles) {
+    for (int64_t i = first; i < stop; i += hmar::kTileRows) {
+        tiles.push_back({i, std::min(hmar::kTileRows, stop - i), first_key, stop - first_key});
     }
-    return tiles;
 }
 
 void compute_on_cpu(const Ort::KernelContext& context, const Attributes& attributes, const Operands& x,
@@ -140,13 +140,30 @@ void compute_on_cpu(const Ort::KernelContext& context, const Attributes& attribu
     struct Work {
         hmar::Attention attention;
         std::vector<hmar::Tile> tiles;
+        std::vector<int32_t> key_stops;
     } work;
+    check_blocks(x);
+    if (attributes.causal) work.key_stops.resize(size_t(x.length));
+    for (int64_t s = 0; s < x.num_blocks; ++s) {
+        const int32_t start = x.cu_seqlens[s], stop = x.cu_seqlens[s + 1];
+        if (attributes.causal) {
+            std::fill(work.key_stops.begin() + start, work.key_stops.begin() + stop, stop);
+        } else {
+            add_tiles(start, stop, start, work.tiles);
+        }
+    }
+    if (attributes.causal) {
+        add_tiles(0, x.length, 0, work.tiles);
+        for (auto& tile : work.tiles) {
+            tile.num_keys = work.key_stops[size_t(tile.first_query + tile.num_queries - 1)];
+        }
+    }
     hmar::Attention& a = work.attention;
     a.q = x.q, a.k = x.k, a.v = x.v, a.o = o, a.scale_mul = x.scale_mul;
     a.stride_b = x.stride_b, a.stride_t = x.stride_t, a.stride_h = x.stride_h;
     a.length = x.length, a.heads = x.heads, a.head_dim = x.head_dim;
     a.sm_scale = attributes.sm_scale, a.dtype = dtype;
-    work.tiles = tiles_of(x, attributes.causal);
+    a.key_stops = attributes.causal ? work.key_stops.data() : nullptr;
     const size_t items = work.tiles.size() * size_t(x.batch * x.heads);
     if (items == 0) return;
     // Batches of about 50 microseconds, so that small packs stay on one thread.
@@ -157,7 +174,7 @@ void compute_on_cpu(const Ort::KernelContext& context, const Attributes& attribu
     const size_t batches = std::min(items, size_t(1 + flops / kFlopsOfBatch));
     context.ParallelFor(
         [](void* data, size_t item) {
-            const auto& [attention, tiles] = *static_cast<const Work*>(data);
+            const auto& [attention, tiles, key_stops] = *static_cast<const Work*>(data);
             const auto row = int64_t(item / tiles.size());
             const std::unique_ptr<float[]> scratch(new float[hmar::scratch_floats(attention.head_dim)]);
             hmar::attend(attention, tiles[item % tiles.size()], row / attention.heads, row % attention.heads,
