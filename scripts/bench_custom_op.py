@@ -1,7 +1,8 @@
 """Time the attention op on ONNX Runtime's CPU provider: custom op against the function body.
 
 Both are one-node models on the same float32 inputs; their results are compared first. With a
-bundle, the scoring of whole pyramids of tokens is timed too.
+bundle, the scoring of whole pyramids of tokens is timed too. With --threads 1 the times are CPU
+time, for machines that have other work to do.
 
 example:
   python scripts/bench_custom_op.py --bundle bundles/hmar-d16 --json custom_op.json
@@ -78,14 +79,15 @@ def session(graph: bytes, args: argparse.Namespace, *, custom: bool) -> ort.Infe
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def times_ms(calls: Sequence[Callable[[], object]], runs: int) -> Figures:
+def times_ms(calls: Sequence[Callable[[], object]], args: argparse.Namespace) -> Figures:
     """p10, median and p90 of each call, after a warm-up; in turn, as other work comes and goes."""
-    times = np.empty((len(calls), runs + 1))
-    for run_idx in range(runs + 1):
+    clock = time.thread_time if args.threads == 1 else time.perf_counter
+    times = np.empty((len(calls), args.runs + 1))
+    for run_idx in range(args.runs + 1):
         for i, call in enumerate(calls):
-            start = time.perf_counter()
+            start = clock()
             call()
-            times[i, run_idx] = (time.perf_counter() - start) * 1e3
+            times[i, run_idx] = (clock() - start) * 1e3
     return list(np.percentile(times[:, 1:], (10, 50, 90), axis=1).T)
 
 
@@ -102,7 +104,7 @@ def time_op(args: argparse.Namespace, pattern: Pattern, lengths: Sequence[int]) 
     error = np.abs(body.run(None, feeds)[0] - custom.run(None, feeds)[0]).max()
     if not error < MAX_ERROR:
         raise ValueError(f"{pattern}, {lengths}: results differ by {error:.1e}")
-    return times_ms([partial(made.run, None, feeds) for made in (body, custom)], args.runs)
+    return times_ms([partial(made.run, None, feeds) for made in (body, custom)], args)
 
 
 def time_score(args: argparse.Namespace) -> Figures:
@@ -112,7 +114,7 @@ def time_score(args: argparse.Namespace) -> Figures:
         sides = pipelines[0].manifest.model.patch_nums
         tokens = [np.zeros((args.batch, n * n), np.int32) for n in sides]
         calls = [partial(p.score, [-1] * args.batch, tokens) for p in pipelines]
-        return times_ms(calls, args.runs)
+        return times_ms(calls, args)
 
 
 def main() -> None:
