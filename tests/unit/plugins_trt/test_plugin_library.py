@@ -20,7 +20,7 @@ from plugins_trt.block_sparse_attn.variants import (
     choose_tile,
     tiles,
 )
-from tests.launcher import Launcher, Params
+from plugins_trt.block_sparse_attn.launcher import Launcher, Params
 from tests.plugin_build import ROOT, PluginBuild
 
 TEST_SOURCE = Path(__file__).with_name("plugin_test.cpp")
