@@ -1,8 +1,9 @@
 """Time the attention kernel beside other ways to compute the same thing, on a CUDA GPU.
 
-"ours" is the kernel as Triton compiles it at first use, "ours (library)" the one of the built plugin
-library, where there is one. Every call is first compared with ours, then timed in a CUDA graph. The floor of a shape is the
-larger of its operations over a measured matrix product's rate and its bytes over a measured copy's.
+"ours" is the kernel as Triton compiles it at first use, "ours (library)" the one of the built
+plugin library, where there is one. Every call is first compared with ours, then timed in a CUDA
+graph. The floor of a shape is the larger of its operations over a measured matrix product's rate
+and its bytes over a measured copy's.
 With --from-json no GPU is needed: the table and plot of earlier runs are made again.
 
 example:
