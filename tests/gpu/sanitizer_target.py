@@ -49,7 +49,7 @@ def main() -> None:
         if status or out.isnan().any():
             raise RuntimeError(f"{lengths} {dtype} {head_dim}: status {status}")
         names.add(launcher.kernel_name(params, 90))
-    print(f"{len(names)} kernels: {', '.join(sorted(map(str, names)))}")
+    sys.stdout.write(f"{len(names)} kernels: {', '.join(sorted(map(str, names)))}\n")
 
 
 if __name__ == "__main__":
