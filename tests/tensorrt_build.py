@@ -99,8 +99,6 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     """Does a job in this process."""
     import tensorrt_rtx as trt
 
-    from plugins_trt.loader import load_trt_plugins
-
     messages: list[str] = []
 
     class Logger(trt.ILogger):
@@ -114,7 +112,7 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     logger = Logger()
     builder = trt.Builder(logger)
     if job["library"]:
-        load_trt_plugins(trt, job["library"])
+        trt.get_plugin_registry().load_library(job["library"])
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(job["graph"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,10 @@ import onnxruntime as ort
 import pytest
 
 from plugins_trt import loader
+from plugins_trt.block_sparse_attn.variants import ARCHITECTURES
 from plugins_trt.errors import PluginError, PluginNotFoundError, PluginVersionError
 from plugins_trt.loader import FILES, LibraryKind, find_library, load_trt_plugins, open_library
+from tests.plugin_build import ROOT, PluginBuild
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 
@@ -140,6 +143,20 @@ def test_trt_plugins_are_registered_once(tmp_path: Path) -> None:
 def test_trt_that_takes_no_plugins(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"tensorrt 10\.14 did not register hmar::BlockSparse"):
         load_trt_plugins(tensorrt(Registry(works=False)), fake_library(tmp_path, "trt"))
+
+
+@pytest.mark.trt
+def test_tensorrt_takes_the_library(plugin_build: PluginBuild) -> None:
+    code = (
+        "import sys, tensorrt_rtx as trt\n"
+        "from plugins_trt.loader import load_trt_plugins\n"
+        "builder = trt.Builder(trt.Logger(trt.Logger.ERROR))\n"
+        "for _ in range(2): print(load_trt_plugins(trt, sys.argv[1]).architectures)"
+    )
+    command = [sys.executable, "-c", code, str(plugin_build.library)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{ARCHITECTURES}\n" * 2, done.stderr
+    assert "Cannot find plugin" not in done.stderr
 
 
 def test_ort_library_is_found_and_registered(ort_library: Path) -> None:
