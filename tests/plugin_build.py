@@ -105,8 +105,9 @@ def build_ort(name: str, *options: str) -> Path:
 
 
 def _cmake(source: Path, folder: Path, *options: str) -> None:
+    generator = [] if shutil.which("make") else ["-G", "Ninja"]
     for command in (
-        ["cmake", "-S", source, "-B", folder, *options],
+        ["cmake", "-S", source, "-B", folder, *generator, *options],
         ["cmake", "--build", folder, "--parallel"],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -163,7 +163,13 @@ def compile_kernel(unit: Unit, arch: int) -> Kernel:
     knobs.compilation.disable_line_info = True  # it would hold paths of this machine
     src, target = source(unit), GPUTarget("cuda", arch, 32)
     backend = make_backend(target)
-    options = backend.parse_options({"num_warps": unit.num_warps, "num_stages": unit.num_stages})
+    options = backend.parse_options(
+        {
+            "num_warps": unit.num_warps,
+            "num_stages": unit.num_stages,
+            "enable_fp_fusion": True,  # the default changes with Triton 3.10
+        }
+    )
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)

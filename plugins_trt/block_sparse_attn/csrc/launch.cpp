@@ -14,9 +14,8 @@ namespace {
 
 constexpr int kNumAttention = std::size(BSA_ATTENTION_KERNELS);
 constexpr int kNumKeyScale = std::size(BSA_KEY_SCALE_KERNELS);
-constexpr int kMaxDevices = 64;                 // of which a kernel remembers that it is ready
-constexpr int kDefaultSharedBytes = 48 * 1024;  // more than this must be asked for
-constexpr int kMaxGrid = 65535;                 // in y and z
+constexpr int kMaxDevices = 64;  // of which a kernel remembers that it is ready
+constexpr int kMaxGrid = 65535;  // in y and z
 constexpr int64_t kMaxLength = int64_t{1} << 30;
 constexpr int64_t kMaxStride = int64_t{1} << 23;  // a tile's offsets stay below 2^31
 
@@ -94,17 +93,14 @@ cudaError_t load(const bsa_kernel& kernel, LoadedKernel& entry) {
             return status;
         }
     }
-    if (kernel.shared_bytes > kDefaultSharedBytes) {
-        // on the current device
-        const cudaError_t status =
-            cudaFuncSetAttribute(reinterpret_cast<const void*>(handle),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes);
-        if (status != cudaSuccess) {
-            return status;
-        }
+    // on the current device; also makes the driver load the kernel now, and not while a capture is on
+    const cudaError_t status =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(handle),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes);
+    if (status == cudaSuccess) {
+        entry.handle.store(handle);
     }
-    entry.handle.store(handle);
-    return cudaSuccess;
+    return status;
 }
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % BSA_ALIGN_BYTES == 0; }
