@@ -92,7 +92,7 @@ def library_call(
     workspace = torch.empty(num_bytes, dtype=torch.uint8, device=qkv.device)
     params = params_of(*parts, out, bounds, scale_mul, workspace, attributes)
 
-    def call() -> torch.Tensor:
+    def call(workspace: torch.Tensor = workspace) -> torch.Tensor:  # keeps the workspace alive
         status = library.launch(params, torch.cuda.current_stream().cuda_stream)
         if status:
             raise RuntimeError(f"bsa_launch: CUDA error {status}")

@@ -29,16 +29,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU on this machine"))
     if rtx_version() is None:
         for item in items:
-            if "trt" in item.keywords:
+            if item.get_closest_marker("trt"):
                 item.add_marker(pytest.mark.skip(reason="no TensorRT: pip install '.[rtx]'"))
     if config.getoption("--slow"):
         return
     for item in items:
-        if "slow" in item.keywords:
+        if item.get_closest_marker("slow"):
             item.add_marker(
                 pytest.mark.skip(reason="full-size model: run with --slow --golden-dir DIR")
             )
