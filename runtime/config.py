@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
-from runtime.bundle import ModelSpec, SamplingDefaults
+from runtime.bundle import Kind, ModelSpec, SamplingDefaults
 from runtime.schedule import Schedule, check_schedule
 
-BackendName = Literal["auto", "ort-cpu", "ort-cuda"]
+BackendName = Literal["auto", "ort-cpu", "ort-cuda", "trt"]
 BACKENDS: tuple[str, ...] = get_args(BackendName)
 Context = Literal["scale", "prefix"]
 
@@ -83,16 +84,21 @@ class BackendConfig:
     """Settings of a backend.
 
     Attributes:
-        name: "auto" takes CUDA where ONNX Runtime offers it, else the CPU.
+        name: "auto" takes CUDA where ONNX Runtime offers it, else the CPU. "trt" needs engines,
+            from scripts/build_engines.py.
         threads: CPU threads of one operator; 0 = one per core.
         max_batch: largest number of images in one pass; larger requests are split.
-        check_weights: hash the weights file when the bundle is opened.
+        check_weights: hash the weights file when the bundle is opened, and the engines.
+        placement: other backends for some kinds of graph, such as {"decode": "ort-cpu"}.
+        engines: folder of engines; None = the one of the bundle that fits this machine.
     """
 
     name: BackendName = "auto"
     threads: int = 0
     max_batch: int = 8
     check_weights: bool = True
+    placement: Mapping[Kind, BackendName] = field(default_factory=dict)
+    engines: Path | None = None
 
     def __post_init__(self) -> None:
         if self.name not in BACKENDS:
@@ -101,3 +107,8 @@ class BackendConfig:
             raise ValueError(f"threads must be >= 0, got {self.threads}")
         if self.max_batch < 1:
             raise ValueError(f"max_batch must be >= 1, got {self.max_batch}")
+        for kind, name in self.placement.items():
+            if kind not in get_args(Kind):
+                raise ValueError(f"placement: {kind!r} is no kind of graph; {get_args(Kind)} are")
+            if name not in BACKENDS:
+                raise ValueError(f"placement of {kind}: must be one of {BACKENDS}, got {name!r}")
