@@ -6,6 +6,7 @@ DeployError                      anything below
 │   └── ChecksumError            one of its files is missing or altered
 └── BackendError                 a backend cannot run the bundle
     ├── BackendUnavailableError  its package or device is missing
+    │   └── NoDeviceError        there is no CUDA device, or no driver for it
     ├── EngineBuildError         an engine cannot be built
     └── EngineIncompatibleError  there is no engine that fits: another GPU, version or bundle, other
                                  batches, or a damaged file
@@ -34,6 +35,10 @@ class BackendError(DeployError):
 
 class BackendUnavailableError(BackendError):
     """The backend's package or device is missing."""
+
+
+class NoDeviceError(BackendUnavailableError):
+    """There is no CUDA device, or no driver for it."""
 
 
 class EngineBuildError(BackendError):

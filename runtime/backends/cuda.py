@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.errors import BackendError, BackendUnavailableError
+from runtime.errors import BackendError, BackendUnavailableError, NoDeviceError
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class CudaDevice:
                 self._cuda.cudaError_t.cudaErrorInsufficientDriver,
                 self._cuda.cudaError_t.cudaErrorNoDevice,
             ):
-                raise BackendUnavailableError(
+                raise NoDeviceError(
                     f"{message}; the backend trt needs an NVIDIA GPU with a driver for the "
                     "installed cuda-python"
                 )

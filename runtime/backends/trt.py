@@ -23,7 +23,7 @@ from runtime.backends.trt_library import (
 from runtime.backends.trunk import run_as_trunk
 from runtime.bundle import STORED_AS, Bundle, Manifest, TensorSpec
 from runtime.config import BackendConfig
-from runtime.engine_cache import FUNCTION_BODY, EngineFolder, built_with, find_engines
+from runtime.engine_manifest import FUNCTION_BODY, EngineFolder, built_with, find_engines
 from runtime.engine_plan import STEPS, Dims, bind, nbytes, resolve, select_profile, with_totals
 from runtime.errors import BackendError, BackendUnavailableError, EngineIncompatibleError
 

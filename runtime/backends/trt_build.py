@@ -44,7 +44,8 @@ class BuildJob:
         graph: ONNX file.
         plan: file to write.
         profiles: shape of every input; minimum, optimum and maximum are the same.
-        targets: compute capabilities as `sm80`, None for this machine's GPU.
+        targets: compute capabilities as `sm80`, None for what TensorRT builds for by default.
+        is_for_this_gpu: the plan can be loaded here, to read how much memory it needs.
         workspace_bytes: limit on scratch memory, None for the GPU's.
         plugin: plugin library to register, None for the function body.
         timing_cache: file to read and write where the library keeps timings.
@@ -55,6 +56,7 @@ class BuildJob:
     plan: str
     profiles: tuple[dict[str, tuple[int, ...]], ...]
     targets: tuple[str, ...] | None = None
+    is_for_this_gpu: bool = False
     workspace_bytes: int | None = None
     plugin: str | None = None
     timing_cache: str | None = None
@@ -179,7 +181,7 @@ def run(job: BuildJob) -> BuildReport:
     Path(job.plan).write_bytes(data)
     if cache is not None:
         cache.write_bytes(bytes(config.get_timing_cache().serialize()))
-    return report("", None if job.targets is not None else _activations(trt, logger, data))
+    return report("", _activations(trt, logger, data) if job.is_for_this_gpu else None)
 
 
 def _activations(trt: Any, logger: Any, plan: bytes) -> tuple[int, ...] | None:

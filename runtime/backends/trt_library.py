@@ -149,7 +149,7 @@ def configure(
     """Settings of a build.
 
     Args:
-        targets: compute capabilities, as `sm80`; None = this GPU's.
+        targets: compute capabilities, as `sm80`; None = what the library builds for by default.
         workspace_bytes: limit on scratch memory; None = the GPU's memory.
     """
     trt = library.module
