@@ -12,6 +12,8 @@ from runtime.schedule import Schedule, check_schedule
 
 BackendName = Literal["auto", "ort-cpu", "ort-cuda", "trt"]
 BACKENDS: tuple[str, ...] = get_args(BackendName)
+AttentionKind = Literal["function", "plugin"]
+ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
 Context = Literal["scale", "prefix"]
 
 
@@ -91,18 +93,24 @@ class BackendConfig:
         check_weights: hash the weights file when the bundle is opened, and the engines.
         placement: other backends for some kinds of graph, such as {"decode": "ort-cpu"}.
         engines: folder of engines; None = the one of the bundle that fits this machine.
+        attention: what runs the attention op: "function" (standard operators, as the graphs hold
+            them) or "plugin" (the built library that `plugins_trt.loader` finds). Engines
+            were built with one or the other; "plugin" then refuses those without it.
     """
 
     name: BackendName = "auto"
     threads: int = 0
     max_batch: int = 8
     check_weights: bool = True
+    attention: AttentionKind = "function"
     placement: Mapping[Kind, BackendName] = field(default_factory=dict)
     engines: Path | None = None
 
     def __post_init__(self) -> None:
         if self.name not in BACKENDS:
             raise ValueError(f"backend must be one of {BACKENDS}, got {self.name!r}")
+        if self.attention not in ATTENTION_KINDS:
+            raise ValueError(f"attention must be one of {ATTENTION_KINDS}, got {self.attention!r}")
         if self.threads < 0:
             raise ValueError(f"threads must be >= 0, got {self.threads}")
         if self.max_batch < 1:

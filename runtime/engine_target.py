@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from runtime.backends.cuda import CudaDevice
 from runtime.backends.trt_library import SHORT, Flavour, TensorRT, check_targets, find_plugins
 from runtime.engine_manifest import FUNCTION_BODY
 from runtime.errors import BackendUnavailableError, EngineBuildError, NoDeviceError
+
+logger = logging.getLogger(__name__)
 
 Attention = Literal["auto", "plugin", "function"]
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
@@ -88,11 +91,19 @@ def choose_target(
     ordered = tuple(sorted(set(gpus), key=lambda gpu: (len(gpu), gpu)))
     check_targets(library, ordered, here)
     found = None if attention == "function" else find_plugins(plugin)
-    if found is None and attention == "plugin":
+    if found is None:
+        missing = "its library is not built (see README)"
+    else:
+        without = [gpu for gpu in ordered if not has_kernels(found.architectures, gpu)]
+        missing = f"{found.path} has no kernels for {', '.join(without)}" if without else ""
+    if missing and attention == "plugin":
         raise BackendUnavailableError(
-            "attention by the plugin: its library is not built (see README); "
-            "use the function body (--attention function)"
+            f"attention by the plugin: {missing}; use the function body (--attention function)"
         )
+    if missing and attention == "auto":
+        logger.info("attention by the function body: %s", missing)
+    if missing:
+        found = None
     return Target(
         flavour=library.flavour,
         version=library.version,
@@ -100,6 +111,12 @@ def choose_target(
         # an RTX that runs on a GPU it cannot name builds for it by default
         is_named=set(ordered) <= set(library.targets()),
         is_for_this_gpu=here in ordered,
-        attention=FUNCTION_BODY if found is None else f"plugin {found[0]}",
-        plugin=None if found is None else found[1],
+        attention=FUNCTION_BODY if found is None else f"plugin {found.version}",
+        plugin=None if found is None else found.path,
     )
+
+
+def has_kernels(architectures: Sequence[int], gpu: str) -> bool:
+    """Whether kernels compiled for these capabilities (times ten) run on a GPU, as `sm89`."""
+    number = int(gpu.removeprefix("sm"))
+    return any(a // 10 == number // 10 and a <= number for a in architectures)

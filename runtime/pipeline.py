@@ -13,7 +13,7 @@ import numpy as np
 from runtime.backends.base import StepRunner
 from runtime.backends.placement import load_runner
 from runtime.bundle import Bundle, Kind, Manifest
-from runtime.config import BackendConfig, BackendName, SamplingConfig
+from runtime.config import AttentionKind, BackendConfig, BackendName, SamplingConfig
 from runtime.draws import Draws, SeededDraws
 from runtime.trajectory import OnScale, Record, ScaleEvent, Trajectory, condition, to_uint8
 
@@ -49,6 +49,7 @@ class Pipeline:
         threads: int = 0,
         max_batch: int = 8,
         check_weights: bool = True,
+        attention: AttentionKind = "function",
         placement: Mapping[Kind, BackendName] | None = None,
         engines: Path | None = None,
     ) -> Pipeline:
@@ -56,7 +57,8 @@ class Pipeline:
 
         Args:
             bundle: the bundle folder.
-            backend, threads, max_batch, check_weights, placement, engines: see `BackendConfig`.
+            backend, threads, max_batch, check_weights, attention, placement, engines: see
+                `BackendConfig`.
 
         Raises:
             BundleError: the folder is no bundle, or a file is missing or altered.
@@ -69,6 +71,7 @@ class Pipeline:
             check_weights=check_weights,
             placement=placement or {},
             engines=engines,
+            attention=attention,
         )
         opened = Bundle.open(bundle)
         opened.check_files(weights=config.check_weights)

@@ -2,7 +2,7 @@
 
 Every call is first compared with ours, then timed in a CUDA graph. The floor of a shape is the
 larger of its operations over a measured matrix product's rate and its bytes over a measured copy's.
-With --from-json no GPU is needed: the table and plot of an earlier run are made again.
+With --from-json no GPU is needed: the table and plot of earlier runs are made again.
 
 example:
   python scripts/bench_attention.py --json attention.json --plot attention.png
@@ -15,6 +15,7 @@ import json
 import logging
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def parse_args() -> argparse.Namespace:
         "--shapes", default="pyramids,norm,singles,short", metavar="S,S,…", help="which groups"
     )
     p.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
-    p.add_argument("--from-json", type=Path, metavar="FILE", help="figures of an earlier run")
+    p.add_argument(
+        "--from-json", type=Path, nargs="+", metavar="FILE", help="figures of earlier runs, joined"
+    )
     p.add_argument("--plot", type=Path, metavar="FILE", help="also draw them (.png)")
     return p.parse_args()
 
@@ -173,10 +176,30 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """One report with the rows of all; a call that was timed twice keeps its first row."""
+    rows: dict[tuple[Any, ...], Row] = {}
+    for report in reports:
+        for row in report["rows"]:
+            rows.setdefault((*shape_key(row), row["what"]), row)
+    order = {key: i for i, key in enumerate(dict.fromkeys(map(shape_key, rows.values())))}
+    return reports[0] | {"rows": sorted(rows.values(), key=lambda row: order[shape_key(row)])}
+
+
+def shape_key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[k] for k in ("shape", "pattern", "l2_norm", "batch", "heads", "tokens"))
+
+
+def print_report(report: dict[str, Any]) -> None:
+    for _, rows in groupby(report["rows"], key=shape_key):
+        print_rows(list(rows))
+
+
 def main() -> None:
     args = parse_args()
     if args.from_json is not None:
-        report = json.loads(args.from_json.read_text())
+        report = joined([json.loads(path.read_text()) for path in args.from_json])
+        print_report(report)
     else:
         report = benchmark(args)
     print({key: value for key, value in report.items() if key != "rows"})

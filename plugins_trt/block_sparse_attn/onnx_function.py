@@ -13,6 +13,7 @@ from plugins_trt.block_sparse_attn.spec import (
     PLUGIN_NAMESPACE,
     PLUGIN_VERSION,
     Attributes,
+    Layout,
 )
 
 
@@ -27,33 +28,33 @@ def node_attributes(attributes: Attributes) -> dict[str, float | int | str]:
     }
 
 
-def function_text(attributes: Attributes, opset: int) -> str:
+def function_text(attributes: Attributes, opset: int, layout: Layout = "packed") -> str:
     """The function body in ONNX's text syntax.
 
-    A body cannot branch on attributes, so it is written for one `pattern` and `qk_l2_norm`; a model
-    holds the one that all of its nodes share. `sm_scale` stays an attribute.
+    A body cannot branch on attributes or on its number of inputs, so it is written for one
+    `pattern`, `qk_l2_norm` and layout; a model holds the one that all of its nodes share.
+    `sm_scale` stays an attribute.
     """
-    inputs = "qkv, cu_seqlens, scale_mul" if attributes.qk_l2_norm else "qkv, cu_seqlens"
+    inputs = "qkv, cu_seqlens" if layout == "packed" else "q_BTHd, k_BTHd, v_BTHd, cu_seqlens"
+    if attributes.qk_l2_norm:
+        inputs += ", scale_mul"
+    tokens = "qkv" if layout == "packed" else "q_BTHd"  # its dtype, and its T in dimension 1
     return f"""
 <domain: "{OP_DOMAIN}", opset_import: ["" : {opset}]>
 {OP_NAME} <sm_scale, pattern, qk_l2_norm, plugin_version, plugin_namespace> ({inputs}) => (o)
 {{
-    heads_first = Transpose <perm: ints = [2, 0, 3, 1, 4]> (qkv)
     zero = Constant <value_int: int = 0> ()
     one = Constant <value_int: int = 1> ()
-    two = Constant <value_int: int = 2> ()
-    q_raw = Gather <axis: int = 0> (heads_first, zero)
-    k_raw = Gather <axis: int = 0> (heads_first, one)
-    v = Gather <axis: int = 0> (heads_first, two)
+    {_heads_first(layout)}
     last = Constant <value_ints: ints = [-1]> ()
-    {_normalised("q", attributes.qk_l2_norm)}
-    {_normalised("k", attributes.qk_l2_norm)}
+    {_normalised("q", tokens, attributes.qk_l2_norm)}
+    {_normalised("k", tokens, attributes.qk_l2_norm)}
     k_t = Transpose <perm: ints = [0, 1, 3, 2]> (k)
     qk = MatMul (q, k_t)
     qk_float = Cast <to: int = 1> (qk)
     sm_scale = Constant <value_float: float = @sm_scale> ()
     {_scaled(attributes.qk_l2_norm)}
-    {_masked(attributes.pattern)}
+    {_masked(attributes.pattern, tokens)}
     p_float = Softmax <axis: int = -1> (masked)
     p = CastLike (p_float, v)
     o_heads = MatMul (p, v)
@@ -64,7 +65,19 @@ def function_text(attributes: Attributes, opset: int) -> str:
 """
 
 
-def _normalised(x: str, qk_l2_norm: bool) -> str:
+def _heads_first(layout: Layout) -> str:
+    if layout == "separate":
+        return """q_raw = Transpose <perm: ints = [0, 2, 1, 3]> (q_BTHd)
+    k_raw = Transpose <perm: ints = [0, 2, 1, 3]> (k_BTHd)
+    v = Transpose <perm: ints = [0, 2, 1, 3]> (v_BTHd)"""
+    return """heads_first = Transpose <perm: ints = [2, 0, 3, 1, 4]> (qkv)
+    two = Constant <value_int: int = 2> ()
+    q_raw = Gather <axis: int = 0> (heads_first, zero)
+    k_raw = Gather <axis: int = 0> (heads_first, one)
+    v = Gather <axis: int = 0> (heads_first, two)"""
+
+
+def _normalised(x: str, tokens: str, qk_l2_norm: bool) -> str:
     if not qk_l2_norm:
         return f"{x} = Identity ({x}_raw)"
     return f"""{x}_float = Cast <to: int = 1> ({x}_raw)
@@ -72,7 +85,7 @@ def _normalised(x: str, qk_l2_norm: bool) -> str:
     {x}_floor = Constant <value_float: float = {NORM_FLOOR}> ()
     {x}_safe = Max ({x}_norm, {x}_floor)
     {x}_unit = Div ({x}_float, {x}_safe)
-    {x} = CastLike ({x}_unit, qkv)"""
+    {x} = CastLike ({x}_unit, {tokens})"""
 
 
 def _scaled(qk_l2_norm: bool) -> str:
@@ -84,9 +97,9 @@ def _scaled(qk_l2_norm: bool) -> str:
     logits = Mul (qk_float, scale_H11)"""
 
 
-def _masked(pattern: str) -> str:
+def _masked(pattern: str, tokens: str) -> str:
     attends = "Equal" if pattern == "block_diagonal" else "GreaterOrEqual"
-    return f"""length = Shape <start: int = 1, end: int = 2> (qkv)
+    return f"""length = Shape <start: int = 1, end: int = 2> ({tokens})
     scalar = Constant <value_ints: ints = []> ()
     length_scalar = Reshape (length, scalar)
     positions_long = Range (zero, length_scalar, one)

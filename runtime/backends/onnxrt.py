@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from plugins_trt.loader import Library, PluginError, open_library, register_ort
 from runtime.backends.base import StepRunner
 from runtime.backends.trunk import run_as_trunk
 from runtime.bundle import STORED_AS, Bundle
@@ -73,6 +74,7 @@ class OnnxRuntimeRunner(StepRunner):
             [provider] if self._name == "ort-cpu" else [provider, PROVIDERS["ort-cpu"]]
         )
         self._bundle, self._threads = bundle, config.threads
+        self._plugin = self._find_plugin() if config.attention == "plugin" else None
         self._uses_trunks = self.manifest.precision == "fp16" and self._name == "ort-cpu"
         self._sessions: dict[str, Any] = {}
         self._weights = self._map_weights()
@@ -80,6 +82,21 @@ class OnnxRuntimeRunner(StepRunner):
     @property
     def name(self) -> str:
         return self._name
+
+    def _find_plugin(self) -> Library:
+        try:
+            library = open_library("ort")
+        except PluginError as error:
+            raise BackendUnavailableError(
+                f'backend {self._name}: attention="plugin": {error}; or use attention="function"'
+            ) from error
+        if self._name == "ort-cuda" and not library.architectures:
+            raise BackendUnavailableError(
+                f'backend {self._name}: attention="plugin": {library.path} was built for the CPU '
+                'alone; build it where a CUDA toolkit is, or use attention="function"'
+            )
+        logger.info("backend %s: attention by %s", self._name, library.path)
+        return library
 
     def _map_weights(self) -> dict[str, Any]:
         mapped = np.memmap(self._bundle.path(self.manifest.weights), mode="r")
@@ -108,6 +125,8 @@ class OnnxRuntimeRunner(StepRunner):
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads
         options.add_session_config_entry("session.disable_prepacking", "1")
+        if self._plugin is not None:
+            register_ort(options, self._plugin.path)
         for name, value in self._weights.items():
             options.add_initializer(name, value)
         path = self._bundle.path(self.manifest.graphs[graph])

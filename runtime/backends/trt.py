@@ -157,6 +157,11 @@ def _load_engines(
         if config.placement.get(bundle.manifest.graphs[graph].kind, "trt") == "trt"
     }
     with_plugin = {e.attention for e in entries.values()} - {None, FUNCTION_BODY}
+    if config.attention == "plugin" and found.manifest.attention == FUNCTION_BODY:
+        raise EngineIncompatibleError(
+            f"{found.folder}: plugin attention is asked for, these engines run the function body; "
+            "build others with scripts/build_engines.py --attention plugin"
+        )
     runtime = library.module.Runtime(trt_logger)
     if runtime is None:
         raise BackendError(f"{library.flavour} {library.version}: no runtime: {messages}")
@@ -183,13 +188,14 @@ def _load_engines(
 
 def _load_plugin(library: TensorRT, found: EngineFolder, needed: list[str]) -> None:
     try:
-        version, path = load_plugins(library)
+        plugin = load_plugins(library)
     except BackendUnavailableError as error:
         raise BackendUnavailableError(
             f"{found.folder.name}: its engines hold the attention {', '.join(needed)}: {error}"
         ) from error
-    if needed != [f"plugin {version}"]:
+    if needed != [f"plugin {plugin.version}"]:
         raise EngineIncompatibleError(
-            f"{found.folder.name}: its engines hold the attention {', '.join(needed)}, {path} is "
-            f"version {version}; build them again with scripts/build_engines.py --force"
+            f"{found.folder.name}: its engines hold the attention {', '.join(needed)}, "
+            f"{plugin.path} is version {plugin.version}; build them again with "
+            "scripts/build_engines.py --force"
         )

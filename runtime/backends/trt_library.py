@@ -11,6 +11,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
+from plugins_trt.loader import (
+    Library,
+    PluginError,
+    PluginNotFoundError,
+    load_trt_plugins,
+    open_library,
+)
 from runtime.errors import BackendUnavailableError, EngineBuildError
 
 logger = logging.getLogger(__name__)
@@ -116,8 +123,11 @@ def check_targets(library: TensorRT, targets: Sequence[str], gpu: str | None) ->
         gpu: compute capability of this machine's GPU, None without one.
 
     Raises:
+        ValueError: a name is none.
         EngineBuildError: they cannot.
     """
+    if wrong := [t for t in targets if not (t[:2] == "sm" and t[2:].isdigit())]:
+        raise ValueError(f"GPUs are compute capabilities such as sm89, got {', '.join(wrong)}")
     if list(targets) == [gpu]:
         return
     known = library.targets()
@@ -169,53 +179,36 @@ def keeps_timing_cache(library: TensorRT) -> bool:
     return not library.is_rtx
 
 
-def load_plugins(library: TensorRT, path: Path | str | None = None) -> tuple[str, Path]:
-    """Registers the plugin library; its version and path.
+def load_plugins(library: TensorRT, path: Path | str | None = None) -> Library:
+    """Registers the plugin library.
 
-    TODO: a plain import when `plugins_trt.loader` is merged.
+    Args:
+        path: the library or its folder, None = where it is built.
 
     Raises:
-        BackendUnavailableError: it is not built, or of another version.
+        BackendUnavailableError: it is not built, of another version, or TensorRT refuses it.
     """
-    loader = _plugin_loader()
-    if loader is None:
-        raise BackendUnavailableError(
-            "this release has no plugin library for TensorRT; use the function body "
-            "(--attention function)"
-        )
     try:
-        loaded = loader.load_trt_plugins(library.module, path)
-    except loader.PluginError as error:
+        return load_trt_plugins(library.module, path)
+    except PluginError as error:
         raise BackendUnavailableError(f"attention plugin: {error}") from error
-    return str(loaded.version), Path(loaded.path)
 
 
-def find_plugins(path: Path | str | None = None) -> tuple[str, Path] | None:
-    """Version and path of the plugin library, None where it is not built; nothing is registered.
+def find_plugins(path: Path | str | None = None) -> Library | None:
+    """The plugin library, None where it is not built; nothing is registered.
 
     Raises:
         BackendUnavailableError: the library at `path`, or the one found, cannot be used.
     """
-    loader = _plugin_loader()
-    if loader is None:
-        if path is not None:
-            raise BackendUnavailableError(f"{path}: this release cannot load plugin libraries")
-        return None
     try:
-        found = loader.open_library("trt", path)
-    except loader.PluginNotFoundError as error:
+        return open_library("trt", path)
+    except PluginNotFoundError as error:
         if path is None:
+            logger.info("%s", error)
             return None
         raise BackendUnavailableError(f"attention plugin: {error}") from error
-    except loader.PluginError as error:
+    except PluginError as error:
         raise BackendUnavailableError(f"attention plugin: {error}") from error
-    return str(found.version), Path(found.path)
-
-
-def _plugin_loader() -> Any:
-    if importlib.util.find_spec("plugins_trt.loader") is None:
-        return None
-    return importlib.import_module("plugins_trt.loader")
 
 
 def library_links(flavour: Flavour, folder: Path) -> Path | None:

@@ -16,7 +16,6 @@ from hmar import reference
 from runtime.errors import BackendError
 from runtime.pipeline import Pipeline
 from runtime.trajectory import condition
-from tests.cases import make_bundle
 from tests.golden_data import Case
 
 
@@ -24,25 +23,20 @@ def certificate(bundle: Path) -> dict:
     return json.loads((bundle / "certificate.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("fp16"), Case("tiny"), precision="fp16")
-
-
-def test_fp16_agrees_with_float32(fp16_bundle: Path) -> None:
-    tokens = certificate(fp16_bundle)["tokens"]
+def test_fp16_agrees_with_float32(tiny_fp16_bundle: Path) -> None:
+    tokens = certificate(tiny_fp16_bundle)["tokens"]
     agreement = sum(t["argmax_equal"] for t in tokens) / sum(t["compared"] for t in tokens)
     assert agreement >= 0.995
     assert all(len(t["flip_gaps"]) == t["compared"] - t["argmax_equal"] for t in tokens)
 
 
-def test_fp16_bundle_generates_the_same_picture_twice(fp16_bundle: Path) -> None:
-    with Pipeline.load(fp16_bundle, "ort-cpu") as pipeline:
+def test_tiny_fp16_bundle_generates_the_same_picture_twice(tiny_fp16_bundle: Path) -> None:
+    with Pipeline.load(tiny_fp16_bundle, "ort-cpu") as pipeline:
         first, second = (pipeline.generate([1, -1, 2], seed=5) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_fp16_error_is_within_twice_pytorchs(fp16_bundle: Path) -> None:
+def test_fp16_error_is_within_twice_pytorchs(tiny_fp16_bundle: Path) -> None:
     case, k = Case("tiny"), 2
     model, golden = case.model, case.modules
     weights = WeightsFile("weights.bin")
@@ -52,7 +46,7 @@ def test_fp16_error_is_within_twice_pytorchs(fp16_bundle: Path) -> None:
     half = TorchSteps(model.config, weights).logits(
         "ns", {"map": map_Nlc}, label_N, model.config.scale_slices()[k]
     )
-    with Pipeline.load(fp16_bundle, "ort-cpu") as pipeline:
+    with Pipeline.load(tiny_fp16_bundle, "ort-cpu") as pipeline:
         runner = pipeline.runner
         feeds = {**condition(runner, label_N.tolist()), "map": map_Nlc.numpy()}
         inputs = {i.name for i in runner.manifest.graphs["ns_s02_pn03"].inputs}
@@ -63,9 +57,8 @@ def test_fp16_error_is_within_twice_pytorchs(fp16_bundle: Path) -> None:
     assert 0 < error <= 2 * baseline
 
 
-def test_bf16_says_what_the_cpu_provider_cannot_run(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path, Case("tiny"), precision="bf16")
-    report = certificate(bundle)
+def test_bf16_says_what_the_cpu_provider_cannot_run(tiny_bf16_bundle: Path) -> None:
+    report = certificate(tiny_bf16_bundle)
     not_run = {n for n, g in report["graphs"].items() if g["not_run"]}
     assert "ns_s03_pn04" in not_run and "quant_s03_pn04" not in not_run
     assert "bfloat16 kernel" in report["graphs"]["ns_s03_pn04"]["not_run"]
@@ -73,7 +66,7 @@ def test_bf16_says_what_the_cpu_provider_cannot_run(tmp_path: Path) -> None:
     tokens = report["tokens"]
     assert sum(t["argmax_equal"] for t in tokens) / sum(t["compared"] for t in tokens) > 0.9
     with (
-        Pipeline.load(bundle, "ort-cpu") as pipeline,
+        Pipeline.load(tiny_bf16_bundle, "ort-cpu") as pipeline,
         pytest.raises(BackendError, match="lacks bfloat16 kernels"),
     ):
         pipeline.generate([1])

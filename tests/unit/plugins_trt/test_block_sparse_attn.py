@@ -5,25 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.parser
 import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
 
 from plugins_trt.block_sparse_attn import reference
-from plugins_trt.block_sparse_attn.onnx_function import function_text, node_attributes
 from plugins_trt.block_sparse_attn.spec import (
-    OP_DOMAIN,
-    OP_NAME,
-    OPSET_VERSION,
+    LAYOUTS,
     PATTERNS,
     Attributes,
+    Layout,
     Pattern,
+    check_separate_shapes,
     check_shapes,
+    layout_of,
 )
 from plugins_trt.block_sparse_attn.torch_op import attend
+from tests.attention_cases import Inputs, make_inputs
+from tests.attention_onnx import feeds, model, run_op
 from tests.golden_data import assert_close
 
 PACKS = {
@@ -70,48 +70,31 @@ def test_reference_is_attention_block_by_block(pack: str, pattern: Pattern, l2_n
         assert_close(pack, block.transpose(1, 2).flatten(2), out[:, start:stop], rms_ratio=1e-6)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("l2_norm", [False, True])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_onnx_body_is_the_reference(pattern: Pattern, l2_norm: bool) -> None:
+def test_onnx_body_is_the_reference(pattern: Pattern, l2_norm: bool, layout: Layout) -> None:
     attributes = Attributes(sm_scale=0.3, pattern=pattern, qk_l2_norm=l2_norm)
-    session = ort.InferenceSession(model(attributes, 2, 5), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model(attributes, 2, 5, layout), providers=["CPUExecutionProvider"]
+    )
     for lengths in PACKS.values():
         qkv, cu_seqlens, scale_mul = inputs(lengths)
-        feeds = {"qkv": qkv.numpy(), "cu_seqlens": cu_seqlens.numpy()} | (
-            {"scale_mul": scale_mul.numpy()} if l2_norm else {}
+        case = Inputs(
+            qkv=qkv,
+            cu_seqlens=cu_seqlens,
+            scale_mul=scale_mul if l2_norm else None,
+            attributes=attributes,
         )
-        expected = attend(qkv, cu_seqlens, scale_mul if l2_norm else None, attributes)
-        assert_close(str(lengths), expected, session.run(None, feeds)[0])
+        expected = attend(qkv, cu_seqlens, case.scale_mul, attributes)
+        out = session.run(None, feeds(case, layout))[0]
+        assert_close(str(lengths), expected, out)
 
 
 def test_onnx_body_of_a_zero_query_is_finite() -> None:
-    session = ort.InferenceSession(
-        model(Attributes(sm_scale=1.0, qk_l2_norm=True), 2, 5), providers=["CPUExecutionProvider"]
-    )
-    qkv, cu_seqlens, scale_mul = inputs([4])
-    qkv[0, 0] = 0
-    feeds = {"qkv": qkv.numpy(), "cu_seqlens": cu_seqlens.numpy(), "scale_mul": scale_mul.numpy()}
-    assert np.isfinite(session.run(None, feeds)[0]).all()
-
-
-def model(attributes: Attributes, heads: int, head_dim: int) -> bytes:
-    def value(name: str, dtype: int, shape: list[Any]) -> onnx.ValueInfoProto:
-        return onnx.helper.make_tensor_value_info(name, dtype, shape)
-
-    operands = [value("qkv", 1, ["B", "T", 3, heads, head_dim]), value("cu_seqlens", 6, ["S1"])]
-    if attributes.qk_l2_norm:
-        operands.append(value("scale_mul", 1, [heads]))
-    node = onnx.helper.make_node(
-        OP_NAME, [o.name for o in operands], ["o"], domain=OP_DOMAIN, **node_attributes(attributes)
-    )
-    graph = onnx.helper.make_graph(
-        [node], "g", operands, [value("o", 1, ["B", "T", heads * head_dim])]
-    )
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid(OP_DOMAIN, OPSET_VERSION)]
-    function = onnx.parser.parse_function(function_text(attributes, 20))
-    proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=[function])
-    onnx.checker.check_model(proto, full_check=True)
-    return proto.SerializeToString()
+    case = make_inputs((4,), torch.float32, "block_diagonal", True)
+    case.qkv[0, 0] = 0
+    assert torch.isfinite(run_op(case)).all()
 
 
 def test_torch_op_obeys_torchs_own_rules() -> None:
@@ -145,3 +128,23 @@ def test_bad_attributes(settings: dict[str, Any], message: str) -> None:
 def test_bad_shapes(qkv: Any, cu_seqlens: Any, scale_mul: Any, l2_norm: bool, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_shapes(qkv, cu_seqlens, scale_mul, l2_norm)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v", "scale_mul", "message"),
+    [
+        ((2, 9, 4, 64), (2, 9, 4, 64), (2, 9, 4, 32), None, r"all alike, got .* \(2, 9, 4, 32\)$"),
+        ((2, 9, 4, 64), (2, 9, 2, 64), (2, 9, 4, 64), None, "all alike"),
+        ((2, 9, 3, 4, 64),) * 3 + (None, r"must be \(B, T, H, d\)"),
+        ((2, 9, 4, 64),) * 3 + ((3,), r"scale_mul must be \(4,\)"),
+    ],
+)
+def test_bad_separate_shapes(q: Any, k: Any, v: Any, scale_mul: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_separate_shapes(q, k, v, (2,), scale_mul, scale_mul is not None)
+
+
+def test_number_of_inputs_tells_the_layout() -> None:
+    assert [layout_of(n) for n in (2, 3, 4, 5)] == ["packed", "packed", "separate", "separate"]
+    with pytest.raises(ValueError, match="got 6"):
+        layout_of(6)

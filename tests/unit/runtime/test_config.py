@@ -45,7 +45,10 @@ def test_unknown_setting() -> None:
         SamplingConfig(temperature=1.0)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("settings", [{"name": "tpu"}, {"threads": -1}, {"max_batch": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"name": "tpu"}, {"threads": -1}, {"max_batch": 0}, {"attention": "fast"}],
+)
 def test_bad_backend(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         BackendConfig(**settings)

@@ -1,0 +1,97 @@
+"""Fetch the headers that the plugin libraries are compiled with.
+
+ONNX Runtime's come from Debian's package libonnxruntime-dev, downloaded with apt-get (from the
+suite trixie, whatever this system's own is) and unpacked without being installed.
+
+example:
+  python scripts/fetch_headers.py --out build/headers
+  cmake -S plugins_trt/ort -B build/plugins -DONNXRUNTIME_ROOT=build/headers/onnxruntime
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.cli import parser, run
+
+PACKAGE, SUITE = "libonnxruntime-dev", "trixie"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
+def parse_args() -> argparse.Namespace:
+    p = parser(__doc__)
+    p.add_argument(
+        "--out", type=Path, default=Path("build/headers"), metavar="DIR", help="folder to write"
+    )
+    return p.parse_args()
+
+
+def output(*command: str, cwd: Path | None = None) -> str:
+    """What a command prints.
+
+    Raises:
+        ValueError: it fails, or is not there.
+    """
+    try:
+        done = subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{command[0]}: not found; this script needs Debian's apt-get and dpkg. Elsewhere, "
+            "pass a folder with onnxruntime_cxx_api.h as -DONNXRUNTIME_ROOT"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"{' '.join(command)}: {error.stderr.strip()}") from error
+    return done.stdout
+
+
+def debian_mirror() -> str:
+    """The address that this system's own Debian packages come from."""
+    origin = ("Created-By: Packages", "Origin: Debian")
+    mirrors = output("apt-get", "indextargets", "--format", "$(REPO_URI)", *origin).split()
+    mirrors = [m for m in mirrors if "security" not in m]
+    if not mirrors:
+        raise ValueError("apt-get knows no Debian archive; run 'apt-get update' first")
+    return mirrors[0]
+
+
+def fetch_onnxruntime(target: Path) -> None:
+    """Unpacks ONNX Runtime's headers into a folder, replacing it."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for name in ("sources", "lists/partial", "cache/archives/partial"):
+            (work / name).mkdir(parents=True)
+        (work / "sources" / f"{SUITE}.sources").write_text(
+            f"Types: deb\nURIs: {debian_mirror()}\nSuites: {SUITE}\nComponents: main\n"
+            f"Signed-By: {KEYRING}\n"
+        )
+        options = {
+            "Dir::Etc::SourceList": "/dev/null",
+            "Dir::Etc::SourceParts": work / "sources",
+            "Dir::State::Lists": work / "lists",
+            "Dir::Cache": work / "cache",
+            "APT::Sandbox::User": "root",
+        }
+        apt = ("apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items()))
+        output(*apt, "update")
+        output(*apt, "download", PACKAGE, cwd=work)
+        (package,) = work.glob("*.deb")
+        output("dpkg", "-x", str(package), str(work / "root"))
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(work / "root" / "usr" / "include" / "onnxruntime", target)
+
+
+def main() -> None:
+    args = parse_args()
+    fetch_onnxruntime(args.out / "onnxruntime")
+    print(f"wrote {args.out / 'onnxruntime'}")
+
+
+if __name__ == "__main__":
+    run(main)

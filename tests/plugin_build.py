@@ -1,0 +1,113 @@
+"""The plugin libraries and their test programs, built by CMake once per session."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# kept between sessions: compiling the kernels is the long part
+BUILD_DIR = ROOT / "build" / "plugins"
+ORT_HEADERS = ROOT / "build" / "headers" / "onnxruntime"  # from scripts/fetch_headers.py
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginBuild:
+    """What the build made."""
+
+    folder: Path
+
+    @property
+    def library(self) -> Path:
+        return self.folder / "libhmar_plugins.so"
+
+    @property
+    def ort_library(self) -> Path:
+        return self.folder / "libhmar_ort.so"
+
+    @property
+    def gqa_harness(self) -> Path:
+        return self.folder / "libgqa_harness.so"
+
+    @property
+    def test_program(self) -> Path:
+        return self.folder / "plugin_test"
+
+    @property
+    def fake_nvinfer(self) -> Path:
+        return self.folder / "libnvinfer.so.10"
+
+    @property
+    def fatbin(self) -> Path:
+        return self.folder / "kernels" / "bsa.fatbin"
+
+    @property
+    def header(self) -> Path:
+        return self.folder / "kernels" / "bsa_kernels.h"
+
+
+def tensorrt_include_dir() -> Path | None:
+    """Folder of NvInferRuntime.h: in the checkout, else of a package that carries it."""
+    fetched = ROOT / "build" / "headers" / "tensorrt"
+    if (fetched / "NvInferRuntime.h").is_file():
+        return fetched
+    package = importlib.util.find_spec("kernel_lens")
+    if package is None or package.origin is None:
+        return None
+    return Path(package.origin).parent / "include" / "tensorrt"
+
+
+def missing_tools(include_dir: Path | None) -> list[str]:
+    """What the build needs and this machine lacks."""
+    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
+    if importlib.util.find_spec("triton") is None:
+        missing.append("triton (pip install '.[aot]')")
+    if not (shutil.which("fatbinary") or Path("/usr/local/cuda/bin/fatbinary").exists()):
+        missing.append("fatbinary (CUDA toolkit)")
+    if include_dir is None:
+        missing.append("TensorRT headers (in build/headers/tensorrt, or pip install kernel-lens)")
+    return missing
+
+
+def build_plugins() -> PluginBuild:
+    """Builds what changed; skips the test that asks if a tool is missing."""
+    include_dir = tensorrt_include_dir()
+    missing = missing_tools(include_dir)
+    if missing:
+        pytest.skip(f"the plugin library cannot be built here: no {', no '.join(missing)}")
+    _cmake(
+        ROOT / "plugins_trt",
+        BUILD_DIR,
+        "-DHMAR_BUILD_TESTS=ON",
+        f"-DTENSORRT_INCLUDE_DIR={include_dir}",
+        f"-DONNXRUNTIME_ROOT={ORT_HEADERS}",
+        f"-DPython3_EXECUTABLE={sys.executable}",
+    )
+    return PluginBuild(folder=BUILD_DIR)
+
+
+def build_ort(name: str, *options: str) -> Path:
+    """ONNX Runtime's library for the CPU alone; skips the test that asks if a tool is missing."""
+    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
+    if not ORT_HEADERS.is_dir():
+        missing.append("ONNX Runtime headers (python scripts/fetch_headers.py)")
+    if missing:
+        pytest.skip(f"the custom-op library cannot be built here: no {', no '.join(missing)}")
+    folder = ROOT / "build" / "tests" / name
+    _cmake(ROOT / "plugins_trt" / "ort", folder, f"-DONNXRUNTIME_ROOT={ORT_HEADERS}", *options)
+    return folder / "libhmar_ort.so"
+
+
+def _cmake(source: Path, folder: Path, *options: str) -> None:
+    for command in (
+        ["cmake", "-S", source, "-B", folder, *options],
+        ["cmake", "--build", folder, "--parallel"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"

@@ -1,0 +1,83 @@
+"""Ahead-of-time compilation: equal results, and clear errors where the parts do not fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from plugins_trt.block_sparse_attn.variants import variants
+
+lowering = pytest.importorskip("plugins_trt.block_sparse_attn.lowering", reason="no triton")
+aot = pytest.importorskip("plugins_trt.block_sparse_attn.aot", reason="no triton")
+
+VARIANT = next(v for v in variants() if v.dtype == "float16" and v.qk_l2_norm)
+UNIT = lowering.attention_unit(VARIANT)
+
+
+@pytest.fixture(scope="module")
+def kernel() -> lowering.Kernel:
+    return lowering.compile_kernel(UNIT, 80)
+
+
+def test_compiling_twice_gives_equal_bytes(kernel: lowering.Kernel) -> None:
+    assert lowering.compile_kernel(UNIT, 80) == kernel
+
+
+def test_kernel_carries_its_name_and_figures(kernel: lowering.Kernel) -> None:
+    assert f".visible .entry {VARIANT.name}(" in kernel.ptx
+    assert kernel.threads == 32 * VARIANT.tile.num_warps
+    assert 0 < kernel.shared_bytes <= aot.MAX_SHARED_BYTES[80]
+    assert ".file" not in kernel.ptx and ".loc" not in kernel.ptx
+
+
+def test_key_scale_kernel() -> None:
+    unit = lowering.key_scale_unit("float16", 64)
+    kernel = lowering.compile_kernel(unit, 90)
+    assert f".visible .entry {unit.name}(" in kernel.ptx and ".target sm_90a" in kernel.ptx
+
+
+def test_names_of_kernels_are_unique() -> None:
+    names = [unit.name for unit in lowering.all_units()]
+    assert len(names) == len(set(names))
+
+
+def test_merged_module_declares_everything_once(kernel: lowering.Kernel) -> None:
+    other = lowering.Kernel(ptx=kernel.ptx.replace(UNIT.name, "other"), threads=1, shared_bytes=1)
+    merged = lowering.merge_ptx([kernel, other])
+    assert re.findall(r"^\.visible \.entry (\w+)", merged, re.MULTILINE) == [UNIT.name, "other"]
+    for declaration in (".version", ".target", ".address_size", ".extern .shared"):
+        assert merged.count(declaration) == 1
+    clash = lowering.Kernel(
+        ptx=kernel.ptx.replace(".target sm_80", ".target sm_90"), threads=1, shared_bytes=1
+    )
+    with pytest.raises(lowering.AheadOfTimeError, match="declarations differ"):
+        lowering.merge_ptx([kernel, clash])
+
+
+def test_parameters_that_the_launcher_does_not_pass(kernel: lowering.Kernel) -> None:
+    (last,) = re.findall(rf"^.*{UNIT.name}_param_\d+\n(?=\))", kernel.ptx, re.MULTILINE)
+    with pytest.raises(lowering.AheadOfTimeError, match="the compiler made parameters"):
+        lowering.check_parameters(kernel.ptx.replace(last, ""), UNIT)
+
+
+def test_too_much_shared_memory_names_the_kernel() -> None:
+    huge, small = (lowering.Kernel(ptx="", threads=128, shared_bytes=n) for n in (200_000, 100))
+    kernels = {(80, unit): small for unit in lowering.all_units()}
+    assert VARIANT.name in aot.header([86], kernels)
+    message = rf"{VARIANT.name}: 200000 bytes .* sm_86 has 101376"
+    with pytest.raises(lowering.AheadOfTimeError, match=message):
+        aot.header([86], kernels | {(80, UNIT): huge})
+
+
+@pytest.mark.parametrize("arch", ["80,x", "75"])
+def test_bad_architectures(arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        aot.parse_args(["--arch", arch, "--out", str(tmp_path)])
+    assert "--arch" in capsys.readouterr().err
+
+
+def test_failing_tool_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(lowering.AheadOfTimeError, match="exit 2"):
+        aot.run_tool(["ls", "--no-such-option"], tmp_path)
