@@ -141,6 +141,9 @@ class TensorRTEngine:
             return self._engine.create_execution_context(strategy)
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
+        # by default kernels are replaced while others already run, and sums with them
+        eager = self._library.module.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             if self._cache_file.is_file():
