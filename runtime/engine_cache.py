@@ -208,6 +208,7 @@ def build_engines(
         if (folder / TIMING_CACHE).is_file():
             shutil.copy(folder / TIMING_CACHE, partial)
         entries: dict[str, EngineEntry] = {}
+        progress("building", 0, len(specs))
         with ThreadPoolExecutor(jobs) as pool:
             running = {
                 pool.submit(
