@@ -187,8 +187,10 @@ def build_engines(
 
     Raises:
         EngineIncompatibleError: the folder is there and does not fit; see `force`.
-        EngineBuildError: an engine cannot be built; what was there stays as it was.
+        EngineBuildError: an engine cannot be built or written; what was there stays as it was.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs must be >= 1, got {jobs}")
     start = time.perf_counter()
     manifest = bundle.manifest
     name = target.folder_name(manifest.precision, options.layout)
@@ -201,52 +203,93 @@ def build_engines(
         existing = _check_existing(folder, bundle, target, options, progress)
         seconds = time.perf_counter() - start
         return EngineReport(engines=existing, built=(), io_nbytes=io_nbytes, seconds=seconds)
-    folder.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder.parent) as temporary:
-        partial = Path(temporary) / name
-        partial.mkdir()
-        if (folder / TIMING_CACHE).is_file():
-            shutil.copy(folder / TIMING_CACHE, partial)
-        entries: dict[str, EngineEntry] = {}
-        progress("building", 0, len(specs))
-        with ThreadPoolExecutor(jobs) as pool:
-            running = {
-                pool.submit(
-                    _build, build, bundle, spec, target, options, partial, require_plugin
-                ): spec
-                for spec in specs
-            }
-            try:
-                for future in as_completed(running):
-                    entry = future.result()
-                    entries[running[future].graph] = entry
-                    progress(f"building {running[future].graph}", len(entries), len(specs))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        made = EngineManifest(
-            format_version=FORMAT_VERSION,
-            library=target.flavour,
-            library_version=target.version,
-            gpus=target.gpus,
-            attention=target.attention,
-            precision=manifest.precision,
-            layout=options.layout,
-            batches=options.batches,
-            workspace_bytes=options.workspace_bytes,
-            weights_sha256=manifest.weights.sha256,
-            engines={spec.graph: entries[spec.graph] for spec in specs},
-        )
-        (partial / ENGINES_FILE).write_text(made.to_json(), encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, Path(temporary) / "old")
-        os.replace(partial, folder)
+
+    def build_one(spec: EngineSpec, into: Path) -> EngineEntry:
+        return _build(build, bundle, spec, target, options, into, require_plugin)
+
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder.parent) as temporary:
+            partial = Path(temporary) / name
+            partial.mkdir()
+            if (folder / TIMING_CACHE).is_file():
+                shutil.copy(folder / TIMING_CACHE, partial)
+            entries = _build_all(partial, specs, build_one, jobs, progress)
+            made = _manifest(bundle, target, options, entries)
+            (partial / ENGINES_FILE).write_text(made.to_json(), encoding="utf-8")
+            _put_in_place(partial, folder, Path(temporary) / "old")
+    except OSError as error:
+        raise EngineBuildError(
+            f"{folder}: cannot be written: {error.strerror or error}; nothing was changed"
+        ) from error
     return EngineReport(
         engines=EngineFolder(folder=folder, manifest=made),
         built=tuple(made.engines),
         io_nbytes=io_nbytes,
         seconds=time.perf_counter() - start,
     )
+
+
+def _build_all(
+    folder: Path,
+    specs: Sequence[EngineSpec],
+    build_one: Callable[[EngineSpec, Path], EngineEntry],
+    jobs: int,
+    progress: Progress,
+) -> dict[str, EngineEntry]:
+    """Entries by graph, in the order of the specs."""
+    entries: dict[str, EngineEntry] = {}
+
+    def add(spec: EngineSpec, entry: EngineEntry) -> None:
+        entries[spec.graph] = entry
+        progress(f"building {spec.graph}", len(entries), len(specs))
+
+    progress("building", 0, len(specs))
+    if jobs == 1:
+        # in this thread, so that an interrupt ends the running build
+        for spec in specs:
+            add(spec, build_one(spec, folder))
+        return entries
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(build_one, spec, folder): spec for spec in specs}
+        try:
+            for future in as_completed(running):
+                add(running[future], future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {spec.graph: entries[spec.graph] for spec in specs}
+
+
+def _manifest(
+    bundle: Bundle, target: Target, options: EngineOptions, entries: dict[str, EngineEntry]
+) -> EngineManifest:
+    return EngineManifest(
+        format_version=FORMAT_VERSION,
+        library=target.flavour,
+        library_version=target.version,
+        gpus=target.gpus,
+        attention=target.attention,
+        precision=bundle.manifest.precision,
+        layout=options.layout,
+        batches=options.batches,
+        workspace_bytes=options.workspace_bytes,
+        weights_sha256=bundle.manifest.weights.sha256,
+        engines=entries,
+    )
+
+
+def _put_in_place(partial: Path, folder: Path, old: Path) -> None:
+    """Renames the new folder to its place; what was there comes back if that fails."""
+    if not folder.exists():
+        os.replace(partial, folder)
+        return
+    os.replace(folder, old)
+    try:
+        os.replace(partial, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
 
 
 def _check_existing(

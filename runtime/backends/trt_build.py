@@ -185,7 +185,8 @@ def run(job: BuildJob) -> BuildReport:
 
 
 def _activations(trt: Any, logger: Any, plan: bytes) -> tuple[int, ...] | None:
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None
     return tuple(

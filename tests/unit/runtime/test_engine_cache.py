@@ -11,7 +11,7 @@ import pytest
 
 from runtime.backends.trt_build import BuildJob, BuildReport
 from runtime.bundle import Bundle, FileSpec, Manifest
-from runtime.engine_cache import EngineReport, build_engines
+from runtime.engine_cache import TIMING_CACHE, EngineReport, build_engines
 from runtime.engine_manifest import ENGINES, ENGINES_FILE, FUNCTION_BODY, find_engines
 from runtime.engine_plan import EngineOptions
 from runtime.engine_target import Target
@@ -144,6 +144,37 @@ def test_a_failed_build_leaves_what_was_there(bundle: Bundle) -> None:
     with pytest.raises(EngineBuildError):
         build(bundle, build=FakeBuild(fail_at="decode"), force=True)
     assert not build(bundle).built
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_builds_at_a_time_give_the_same_manifest(bundle: Bundle, jobs: int) -> None:
+    report = build(bundle, jobs=jobs)
+    assert list(report.engines.manifest.engines) == list(bundle.manifest.graphs)
+    with pytest.raises(EngineBuildError):
+        build(bundle, build=FakeBuild(fail_at="decode"), force=True, jobs=jobs)
+    with pytest.raises(ValueError, match="jobs must be"):
+        build(bundle, jobs=0)
+
+
+def test_a_folder_that_cannot_be_written(bundle: Bundle) -> None:
+    (bundle.folder / ENGINES).write_text("a file in the way")
+    with pytest.raises(EngineBuildError, match="cannot be written: File exists"):
+        build(bundle)
+
+
+def test_the_timing_cache_outlives_a_rebuild(bundle: Bundle) -> None:
+    folder = build(bundle).engines.folder
+    (folder / TIMING_CACHE).write_bytes(b"timings")
+    seen = []
+
+    def keeps(job: BuildJob) -> BuildReport:
+        assert job.timing_cache is not None
+        seen.append(Path(job.timing_cache).read_bytes())
+        return FakeBuild()(job)
+
+    build(bundle, build=keeps, force=True)
+    assert seen == [b"timings"] * 8
+    assert (folder / TIMING_CACHE).read_bytes() == b"timings"
 
 
 @pytest.mark.parametrize(

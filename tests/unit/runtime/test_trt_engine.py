@@ -1,4 +1,4 @@
-"""An engine's contexts, bindings and compiled kernels, with a TensorRT that only keeps its calls."""
+"""An engine's contexts, bindings and compiled kernels, with a TensorRT that keeps its calls."""
 
 from __future__ import annotations
 
