@@ -179,6 +179,7 @@ def test_links_for_the_parser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (package / "__init__.py").touch()
     for name in ("libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1"):
         (package / name).touch()
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx_libs", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     links = tmp_path / "links"
     links.mkdir()
