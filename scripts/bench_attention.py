@@ -1,7 +1,9 @@
 """Time the attention kernel beside other ways to compute the same thing, on a CUDA GPU.
 
-Every call is first compared with ours, then timed in a CUDA graph. The floor of a shape is the
-larger of its operations over a measured matrix product's rate and its bytes over a measured copy's.
+"ours" is the kernel as Triton compiles it at first use, "ours (library)" the one of the built
+plugin library, where there is one. Every call is first compared with ours, then timed in a CUDA
+graph. The floor of a shape is the larger of its operations over a measured matrix product's rate
+and its bytes over a measured copy's.
 With --from-json no GPU is needed: the table and plot of earlier runs are made again.
 
 example:
@@ -15,6 +17,7 @@ import json
 import logging
 import subprocess
 import sys
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,14 +26,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from plugins_trt.block_sparse_attn.launcher import Launcher, params_of
 from plugins_trt.block_sparse_attn.spec import Attributes
+from plugins_trt.loader import PluginError, find_library
 from scripts.attention_rivals import RIVALS, Call
 from scripts.attention_shapes import Shape, pyramid_shapes, short_packs, single_shapes
 from scripts.cli import parser, run
 from scripts.gpu_timing import Ceilings, measure_ceilings, time_graph
 
 logger = logging.getLogger(__name__)
-OURS = "ours"
+OURS, LIBRARY = "ours", "ours (library)"
 TOLERANCE = 0.02  # of a half-precision result against another one
 Row = dict[str, Any]
 
@@ -65,6 +70,37 @@ def shapes_of(groups: str, heads: list[int]) -> list[Shape]:
     return [shape for group in chosen for shape in known[group]()]
 
 
+@cache
+def built_library() -> Launcher | None:
+    try:
+        return Launcher(find_library("trt"))
+    except PluginError as error:
+        logger.warning("%s is left out: %s", LIBRARY, error)
+        return None
+
+
+def library_call(
+    library: Launcher,
+    qkv: torch.Tensor,
+    bounds: torch.Tensor,
+    scale_mul: torch.Tensor | None,
+    attributes: Attributes,
+) -> Call:
+    B, T, _, H, d = qkv.shape
+    parts, out = qkv.unbind(2), qkv.new_empty((B, T, H * d))
+    num_bytes = library.workspace_bytes(qkv.dtype, attributes.qk_l2_norm, parts[0].shape)
+    workspace = torch.empty(num_bytes, dtype=torch.uint8, device=qkv.device)
+    params = params_of(*parts, out, bounds, scale_mul, workspace, attributes)
+
+    def call() -> torch.Tensor:
+        status = library.launch(params, torch.cuda.current_stream().cuda_stream)
+        if status:
+            raise RuntimeError(f"bsa_launch: CUDA error {status}")
+        return out
+
+    return call
+
+
 def calls_of(shape: Shape, rivals: list[str]) -> dict[str, Call]:
     """Ours first, then the rivals that can do it."""
     from plugins_trt.block_sparse_attn.jit import run_kernel
@@ -86,6 +122,8 @@ def calls_of(shape: Shape, rivals: list[str]) -> dict[str, Call]:
     calls: dict[str, Call] = {
         OURS: lambda: run_kernel(*qkv.unbind(2), bounds, scale_mul, attributes, out=out)
     }
+    if (library := built_library()) is not None:
+        calls[LIBRARY] = library_call(library, qkv, bounds, scale_mul, attributes)
     for name in rivals:
         try:
             calls[name] = RIVALS[name](qkv, list(shape.lengths), shape.pattern, scale_mul)

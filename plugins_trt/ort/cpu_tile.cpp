@@ -97,9 +97,10 @@ float inverse_norm(const float* row, int64_t width) {
     return 1 / (norm < kNormFloor ? kNormFloor : norm);
 }
 
-// e^x for x <= 0, within 2 units in the last place; below -87 it stays at e^-87, NaN stays NaN.
+// e^x for x <= 0, within 2 units in the last place; 0 below -87; NaN stays NaN.
 Vector exponential(Vector x) {
-    x = x < -87.0f ? Vector{} - 87.0f : x;
+    const IntVector is_tiny = x < -87.0f;
+    x = is_tiny ? Vector{} : x;
     const float to_integer = 0x1.8p23f;  // adding and subtracting it rounds to an integer
     const Vector n = (x * 1.44269504f + to_integer) - to_integer;
     const Vector r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts
@@ -111,7 +112,7 @@ Vector exponential(Vector x) {
     series = series * r + 1.0f;
     series = series * r + 1.0f;
     const IntVector exponent = (__builtin_convertvector(n, IntVector) + 127) << 23;
-    return series * (Vector)exponent;
+    return is_tiny ? Vector{} : series * (Vector)exponent;
 }
 
 // c += a b; a is (rows, depth), b (depth, width), c (rows, width); rows and width in steps of what is done at

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from plugins_trt.block_sparse_attn.launcher import Launcher, params_of
 from plugins_trt.block_sparse_attn.spec import PATTERNS, Pattern
 from plugins_trt.block_sparse_attn.variants import HEAD_DIMS
 from tests.attention_cases import LARGE_PACKS, PACKS, Inputs, make_inputs
 from tests.gpu.test_block_sparse_attn import DTYPES, check
-from tests.launcher import Launcher, params_of
 from tests.plugin_build import PluginBuild
 
 pytestmark = pytest.mark.gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,13 @@ def test_zero_query_and_key_are_finite(ort_library: Path) -> None:
     case = make_case("one-block", torch.float32, l2_norm=True)
     case.qkv[0, 0] = 0
     assert torch.isfinite(run_op(case, ort_library)).all()
+
+
+def test_logits_far_apart(ort_library: Path) -> None:
+    case = make_case("long-and-short", torch.float32, "block_causal")
+    case = replace(case, attributes=replace(case.attributes, sm_scale=40.0))
+    error = relative_error(run_op(case, ort_library), case.expected())
+    assert error < 1e-4  # logits of 1000 have steps of 6e-5
 
 
 def test_nan_stays_in_its_block(ort_library: Path) -> None:
