@@ -76,13 +76,11 @@ def parse_args() -> argparse.Namespace:
     )
     p.add_argument(
         "--extra",
-        default="",
         metavar="KIND,…",
         help=f"kinds of graph to build in addition: {', '.join(OPTIONAL)}",
     )
     p.add_argument(
         "--leave-out",
-        default="",
         metavar="KIND,…",
         help="kinds of graph not to build, since another backend runs them, such as decode",
     )
@@ -111,7 +109,7 @@ def parse_batches(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(item) for item in items}))
 
 
-def parse_kinds(text: str, option: str) -> tuple[Kind, ...]:
+def parse_kinds(text: str | None, option: str) -> tuple[Kind, ...]:
     kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
     items = parse_list(text, option)
     if unknown := [item for item in items if item not in kinds]:

@@ -83,7 +83,6 @@ def parse_args() -> argparse.Namespace:
     )
     p.add_argument(
         "--place",
-        default="",
         metavar="KIND=BACKEND,…",
         help="other backends for some kinds of graph, such as decode=ort-cpu",
     )
@@ -122,7 +121,7 @@ def parse_labels(text: str) -> list[int | str]:
     return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
 
 
-def parse_placement(text: str) -> dict[Any, Any]:
+def parse_placement(text: str | None) -> dict[Any, Any]:
     """Backends by kind of graph; `BackendConfig` checks the names."""
     pairs = [part.split("=") for part in text.split(",")] if text else []
     if any(len(pair) != 2 for pair in pairs):
