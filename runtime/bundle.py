@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
+
 from runtime.errors import ChecksumError, ManifestError
 
 FORMAT_VERSION = 1
@@ -23,6 +25,15 @@ Kind = Literal[
     "cond", "embed_first", "embed_ns", "embed_mask", "ns_trunk", "mask_trunk", "ns_prefix",
     "ns", "mask", "mask_input", "quant", "decode", "encode", "score",
 ]  # fmt: skip
+
+STORED_AS: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "int32": np.int32,
+    "bool": np.bool_,
+}
+"""NumPy types of the same bytes; NumPy itself has no bfloat16."""
 
 T = TypeVar("T")
 
@@ -308,7 +319,7 @@ def _check(manifest: Manifest) -> None:
         if graph.kind not in kinds:
             raise ValueError(f"graph {name} is of unknown kind {graph.kind!r}")
     for name, tensor in manifest.tensors.items():
-        size = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "bool": 1}[tensor.dtype]
+        size = np.dtype(STORED_AS[tensor.dtype]).itemsize
         for dim in tensor.shape:
             size *= dim
         if tensor.offset < 0 or tensor.offset + size > manifest.weights.nbytes:

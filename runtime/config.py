@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
-from runtime.bundle import ModelSpec, SamplingDefaults
+from runtime.bundle import Kind, ModelSpec, SamplingDefaults
 from runtime.schedule import Schedule, check_schedule
 
-BackendName = Literal["auto", "ort-cpu", "ort-cuda"]
+BackendName = Literal["auto", "ort-cpu", "ort-cuda", "trt"]
 BACKENDS: tuple[str, ...] = get_args(BackendName)
 AttentionKind = Literal["function", "plugin"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
@@ -85,12 +86,16 @@ class BackendConfig:
     """Settings of a backend.
 
     Attributes:
-        name: "auto" takes CUDA where ONNX Runtime offers it, else the CPU.
+        name: "auto" takes CUDA where ONNX Runtime offers it, else the CPU. "trt" needs engines,
+            from scripts/build_engines.py.
         threads: CPU threads of one operator; 0 = one per core.
         max_batch: largest number of images in one pass; larger requests are split.
-        check_weights: hash the weights file when the bundle is opened.
+        check_weights: hash the weights file when the bundle is opened, and the engines.
+        placement: other backends for some kinds of graph, such as {"decode": "ort-cpu"}.
+        engines: folder of engines; None = the one of the bundle that fits this machine.
         attention: what runs the attention op: "function" (standard operators, as the graphs hold
-            them) or "plugin" (the built library that `plugins_trt.loader` finds).
+            them) or "plugin" (the built library that `plugins_trt.loader` finds). Engines
+            were built with one or the other; "plugin" then refuses those without it.
     """
 
     name: BackendName = "auto"
@@ -98,6 +103,8 @@ class BackendConfig:
     max_batch: int = 8
     check_weights: bool = True
     attention: AttentionKind = "function"
+    placement: Mapping[Kind, BackendName] = field(default_factory=dict)
+    engines: Path | None = None
 
     def __post_init__(self) -> None:
         if self.name not in BACKENDS:
@@ -108,3 +115,8 @@ class BackendConfig:
             raise ValueError(f"threads must be >= 0, got {self.threads}")
         if self.max_batch < 1:
             raise ValueError(f"max_batch must be >= 1, got {self.max_batch}")
+        for kind, name in self.placement.items():
+            if kind not in get_args(Kind):
+                raise ValueError(f"placement: {kind!r} is no kind of graph; {get_args(Kind)} are")
+            if name not in BACKENDS:
+                raise ValueError(f"placement of {kind}: must be one of {BACKENDS}, got {name!r}")

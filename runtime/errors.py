@@ -5,7 +5,11 @@ DeployError                      anything below
 │   ├── ManifestError            its manifest is missing, unreadable or inconsistent
 │   └── ChecksumError            one of its files is missing or altered
 └── BackendError                 a backend cannot run the bundle
-    └── BackendUnavailableError  its package or device is missing
+    ├── BackendUnavailableError  its package or device is missing
+    │   └── NoDeviceError        there is no CUDA device, or no driver for it
+    ├── EngineBuildError         an engine cannot be built
+    └── EngineIncompatibleError  there is no engine that fits: another GPU, version or bundle, other
+                                 batches, or a damaged file
 """
 
 
@@ -31,3 +35,23 @@ class BackendError(DeployError):
 
 class BackendUnavailableError(BackendError):
     """The backend's package or device is missing."""
+
+
+class NoDeviceError(BackendUnavailableError):
+    """There is no CUDA device, or no driver for it."""
+
+
+class EngineBuildError(BackendError):
+    """An engine cannot be built."""
+
+
+class EngineIncompatibleError(BackendError):
+    """There is no engine that fits this bundle, library, GPU and batch.
+
+    Attributes:
+        reasons: what was found and what is needed, one sentence each.
+    """
+
+    def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.reasons = reasons

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,8 +11,8 @@ from types import TracebackType
 import numpy as np
 
 from runtime.backends.base import StepRunner
-from runtime.backends.onnxrt import OnnxRuntimeRunner
-from runtime.bundle import Bundle, Manifest
+from runtime.backends.placement import load_runner
+from runtime.bundle import Bundle, Kind, Manifest
 from runtime.config import AttentionKind, BackendConfig, BackendName, SamplingConfig
 from runtime.draws import Draws, SeededDraws
 from runtime.trajectory import OnScale, Record, ScaleEvent, Trajectory, condition, to_uint8
@@ -50,12 +50,15 @@ class Pipeline:
         max_batch: int = 8,
         check_weights: bool = True,
         attention: AttentionKind = "function",
+        placement: Mapping[Kind, BackendName] | None = None,
+        engines: Path | None = None,
     ) -> Pipeline:
         """Opens a bundle after checking its files against the manifest.
 
         Args:
             bundle: the bundle folder.
-            backend, threads, max_batch, check_weights, attention: see `BackendConfig`.
+            backend, threads, max_batch, check_weights, attention, placement, engines: see
+                `BackendConfig`.
 
         Raises:
             BundleError: the folder is no bundle, or a file is missing or altered.
@@ -66,11 +69,15 @@ class Pipeline:
             threads=threads,
             max_batch=max_batch,
             check_weights=check_weights,
+            placement=placement or {},
+            engines=engines,
             attention=attention,
         )
         opened = Bundle.open(bundle)
         opened.check_files(weights=config.check_weights)
-        return cls(OnnxRuntimeRunner(opened, config), config.max_batch, opened.class_names())
+        runner = load_runner(opened, config)
+        limit = min(config.max_batch, runner.max_batch or config.max_batch)
+        return cls(runner, limit, opened.class_names())
 
     @property
     def manifest(self) -> Manifest:

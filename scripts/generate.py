@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -80,6 +81,17 @@ def parse_args() -> argparse.Namespace:
     p.add_argument(
         "--backend", choices=BACKENDS, default="auto", help="inference library and device"
     )
+    p.add_argument(
+        "--place",
+        metavar="KIND=BACKEND,…",
+        help="other backends for some kinds of graph, such as decode=ort-cpu",
+    )
+    p.add_argument(
+        "--engines",
+        type=Path,
+        metavar="DIR",
+        help="for the backend trt: folder of engines (default: the bundle's that fit this machine)",
+    )
     p.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = one per core")
     p.add_argument(
         "--max-batch", type=int, default=8, help="images in one pass; larger requests are split"
@@ -109,6 +121,14 @@ def parse_labels(text: str) -> list[int | str]:
     return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
 
 
+def parse_placement(text: str | None) -> dict[Any, Any]:
+    """Backends by kind of graph; `BackendConfig` checks the names."""
+    pairs = [part.split("=") for part in text.split(",")] if text else []
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"--place must be KIND=BACKEND,…, such as decode=ort-cpu, got {text!r}")
+    return {kind.strip(): backend.strip() for kind, backend in pairs}
+
+
 def sampling_config(args: argparse.Namespace, defaults: SamplingConfig) -> SamplingConfig:
     schedule = None if args.context == "prefix" and args.schedule == "default" else args.schedule
     return SamplingConfig(
@@ -136,7 +156,12 @@ def main() -> None:
     trace = Trace(logits=args.trace_logits) if args.trace else None
     with (
         Pipeline.load(
-            args.bundle, args.backend, threads=args.threads, max_batch=args.max_batch
+            args.bundle,
+            args.backend,
+            threads=args.threads,
+            max_batch=args.max_batch,
+            placement=parse_placement(args.place),
+            engines=args.engines,
         ) as pipeline,
         ProgressBar() as progress,
     ):

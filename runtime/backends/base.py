@@ -18,13 +18,16 @@ class StepRunner(ABC):
     `numpy` copies them to the host.
     """
 
+    max_batch: int | None = None
+    """Largest number of images in one pass, where the backend has a limit."""
+
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """The backend as in `BackendConfig.name`."""
+        """The backend as in `BackendConfig.name`, with where other graphs run, if any do."""
 
     def run(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs of a graph by name.

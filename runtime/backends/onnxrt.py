@@ -12,7 +12,8 @@ import numpy as np
 
 from plugins_trt.loader import Library, PluginError, open_library, register_ort
 from runtime.backends.base import StepRunner
-from runtime.bundle import Bundle
+from runtime.backends.trunk import run_as_trunk
+from runtime.bundle import STORED_AS, Bundle
 from runtime.config import BackendConfig
 from runtime.errors import BackendError, BackendUnavailableError
 
@@ -20,13 +21,6 @@ logger = logging.getLogger(__name__)
 
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
-STORED_AS = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": np.uint16,
-    "int32": np.int32,
-    "bool": np.bool_,
-}
 
 
 def import_onnxruntime() -> ModuleType:
@@ -155,7 +149,7 @@ class OnnxRuntimeRunner(StepRunner):
 
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
         if self._uses_trunks and self.manifest.graphs[graph].kind in ("ns", "mask"):
-            return self._run_trunk(graph, feeds)
+            return run_as_trunk(self.manifest, graph, feeds, self._run)
         session = self._session(graph)
         values = {}
         for spec in self.manifest.graphs[graph].inputs:
@@ -167,27 +161,6 @@ class OnnxRuntimeRunner(StepRunner):
             return session.run_with_ort_values(None, values)
         except Exception as error:  # as above
             raise BackendError(f"graph {graph}: backend {self._name} failed: {error}") from error
-
-    def _run_trunk(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
-        """A step as its embedding and its kind's trunk: the same operations in two sessions."""
-        spec, patch_nums = self.manifest.graphs[graph], self.manifest.model.patch_nums
-        assert spec.scale_idx is not None
-        length = patch_nums[spec.scale_idx] ** 2
-        start = sum(pn * pn for pn in patch_nums[: spec.scale_idx])
-        embed = self.manifest.graph(
-            "embed_first" if start == 0 else "embed_ns" if spec.kind == "ns" else "embed_mask"
-        )
-        trunk = self.manifest.graph("ns_trunk" if spec.kind == "ns" else "mask_trunk")
-        values = {
-            **feeds,
-            "positions": np.arange(start, start + length, dtype=np.int32),
-            "cu_seqlens": np.array([0, length], np.int32),
-        }
-        for name in (embed, trunk):
-            step = self.manifest.graphs[name]
-            results = self._run(name, {i.name: values[i.name] for i in step.inputs})
-            values |= dict(zip((o.name for o in step.outputs), results, strict=True))
-        return results
 
     def numpy(self, value: Any) -> np.ndarray:
         return value.numpy() if isinstance(value, self._ort.OrtValue) else value

@@ -20,7 +20,7 @@ MAY_IMPORT = {
 LIBRARIES = {
     "hmar": {"torch", "numpy", "safetensors"},
     "plugins_trt": {"torch", "numpy", "triton"},
-    "runtime": {"numpy", "onnxruntime"},
+    "runtime": {"numpy", "onnxruntime", "cuda"},
     "export": {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "ml_dtypes"},
 }
 
@@ -56,8 +56,10 @@ def test_package_imports_what_it_may(package: str) -> None:
 def test_runtime_needs_numpy_only() -> None:
     code = (
         "import sys\n"
-        "sys.modules.update(dict.fromkeys(['torch', 'onnx', 'onnxruntime', 'PIL'], None))\n"
-        "import runtime, runtime.pipeline, runtime.trace, runtime.backends.onnxrt"
+        "sys.modules.update(dict.fromkeys(['torch', 'onnx', 'onnxruntime', 'PIL', 'tensorrt', "
+        "'tensorrt_rtx', 'cuda'], None))\n"
+        "import runtime, runtime.pipeline, runtime.trace, runtime.backends.onnxrt, "
+        "runtime.backends.trt, runtime.engine_cache"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

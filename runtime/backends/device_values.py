@@ -1,0 +1,72 @@
+"""Values that stay on a device, and the pool of buffers that they lie in."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from runtime.backends.cuda import Device
+from runtime.bundle import STORED_AS, DtypeName
+
+
+class Buffer:
+    """Device memory of a pool, which goes back there when nothing refers to it any more."""
+
+    __slots__ = ("_pool", "address", "nbytes")
+
+    def __init__(self, pool: BufferPool, address: int, nbytes: int) -> None:
+        self._pool, self.address, self.nbytes = pool, address, nbytes
+
+    def __del__(self) -> None:
+        self._pool.give_back(self.address, self.nbytes)
+
+
+class BufferPool:
+    """Buffers that are reused by size.
+
+    All work is on one stream: a buffer given back is written again only after what still reads it.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._free: defaultdict[int, list[int]] = defaultdict(list)
+        self._all: list[int] = []
+
+    def take(self, nbytes: int) -> Buffer:
+        """A buffer of this size; what it holds is unspecified."""
+        free = self._free[nbytes]
+        if not free:
+            address = self._device.allocate(nbytes)
+            self._all.append(address)
+            free.append(address)
+        return Buffer(self, free.pop(), nbytes)
+
+    def give_back(self, address: int, nbytes: int) -> None:
+        self._free[nbytes].append(address)
+
+    def close(self) -> None:
+        """Frees all memory, also that of buffers still referred to."""
+        for address in self._all:
+            self._device.free(address)
+        self._all.clear()
+        self._free.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceValue:
+    """A tensor on the device; the buffer may be longer, by rows of padding.
+
+    bfloat16 appears on the host as its bits, in uint16.
+    """
+
+    dtype: DtypeName
+    shape: tuple[int, ...]
+    buffer: Buffer = field(repr=False)
+
+    def numpy(self, device: Device) -> np.ndarray:
+        """A copy on the host."""
+        array = np.empty(self.shape, STORED_AS[self.dtype])
+        device.download(array, self.buffer.address)
+        return array

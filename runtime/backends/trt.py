@@ -1,0 +1,201 @@
+"""TensorRT engines of a bundle: values stay on the GPU until they are asked for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.base import StepRunner
+from runtime.backends.cuda import CudaDevice, Device
+from runtime.backends.device_values import Buffer, BufferPool, DeviceValue
+from runtime.backends.trt_engine import Engine, TensorRTEngine
+from runtime.backends.trt_library import (
+    TensorRT,
+    import_tensorrt,
+    installed_flavours,
+    load_plugins,
+    make_logger,
+)
+from runtime.backends.trunk import run_as_trunk
+from runtime.bundle import STORED_AS, Bundle, Manifest, TensorSpec
+from runtime.config import BackendConfig
+from runtime.engine_manifest import FUNCTION_BODY, EngineFolder, built_with, find_engines
+from runtime.engine_plan import STEPS, Dims, bind, nbytes, resolve, select_profile, with_totals
+from runtime.errors import BackendError, BackendUnavailableError, EngineIncompatibleError
+
+logger = logging.getLogger(__name__)
+
+
+class TensorRTRunner(StepRunner):
+    """Runs each graph on the smallest profile of its engine that fits.
+
+    A batch smaller than the profile's is padded with rows that nobody reads. Transformer passes of
+    all scales go through the scale-generic trunks, unless there is an engine of the step's own
+    graph. Scratch memory is shared by all engines; inputs and outputs lie in a pool of buffers.
+    """
+
+    def __init__(
+        self, manifest: Manifest, engines: Mapping[str, Engine], device: Device, max_batch: int
+    ) -> None:
+        super().__init__(manifest)
+        self.max_batch = max_batch
+        self._engines, self._device, self._pool = dict(engines), device, BufferPool(device)
+        self._activations = self._pool.take(
+            max((e.activation_nbytes for e in engines.values()), default=0) or 1
+        )
+
+    @classmethod
+    def load(cls, bundle: Bundle, config: BackendConfig) -> TensorRTRunner:
+        """Loads the engines of a bundle that were built for this GPU and TensorRT.
+
+        Raises:
+            BackendUnavailableError: TensorRT, cuda.bindings, a GPU or the plugin is missing.
+            EngineIncompatibleError: there are no engines that fit, or a plan is damaged.
+            BackendError: TensorRT or CUDA fails.
+        """
+        built = built_with(bundle, config.engines)
+        # with two libraries installed, the one that there are engines of
+        library = import_tensorrt(next((f for f in installed_flavours() if f in built), None))
+        device = CudaDevice()
+        try:
+            found = find_engines(
+                bundle, library.flavour, library.version, device.gpu, config.engines
+            )
+            engines = _load_engines(library, found, bundle, config, device.gpu)
+            return cls(bundle.manifest, engines, device, max(found.manifest.batches))
+        except BaseException:
+            device.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        return "trt"
+
+    def _run(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
+        spec, engine = self.manifest.graphs[graph], self._engines.get(graph)
+        if engine is None:
+            if spec.kind in STEPS:
+                return run_as_trunk(self.manifest, graph, feeds, self._run)
+            raise EngineIncompatibleError(
+                f"graph {graph}: no engine of it is loaded, there are {sorted(self._engines)}; "
+                f"build one with scripts/build_engines.py, or run it elsewhere, such as "
+                f'placement={{"{spec.kind}": "ort-cpu"}}'
+            )
+        dims = bind(spec.inputs, {name: value.shape for name, value in feeds.items()})
+        profile = select_profile(engine.profiles, dims)
+        if profile is None:
+            raise EngineIncompatibleError(
+                f"engine {graph}: no profile for {dims}, there are {_listed(engine.profiles)}; "
+                "build engines for this batch with scripts/build_engines.py --batch"
+            )
+        sizes = with_totals({**dims, **engine.profiles[profile]})
+        inputs = {i.name: self._on_device(i, feeds[i.name], sizes) for i in spec.inputs}
+        outputs = {o.name: self._pool.take(nbytes(o, sizes)) for o in spec.outputs}
+        engine.execute(
+            profile,
+            {i.name: resolve(i, sizes) for i in spec.inputs},
+            {name: buffer.address for name, buffer in {**inputs, **outputs}.items()},
+            self._activations.address,
+            self._device.stream,
+        )
+        return [
+            DeviceValue(o.dtype, resolve(o, with_totals(dims)), outputs[o.name])
+            for o in spec.outputs
+        ]
+
+    def _on_device(self, spec: TensorSpec, value: Any, sizes: Dims) -> Buffer:
+        """A buffer that holds an input of a profile's size; rows of padding are zero."""
+        wanted = nbytes(spec, sizes)
+        if isinstance(value, DeviceValue):
+            if value.buffer.nbytes >= wanted:
+                return value.buffer
+            size = nbytes(spec, bind([spec], {spec.name: value.shape}))
+        else:
+            if spec.dtype == "bfloat16" and value.dtype != np.uint16:
+                raise ValueError(f"input {spec.name} is bfloat16: give its bits as uint16")
+            value = np.ascontiguousarray(value, STORED_AS[spec.dtype])
+            size = value.nbytes
+        buffer = self._pool.take(wanted)
+        if size < wanted:
+            # indices of padding must be valid, too
+            self._device.zero(buffer.address + size, wanted - size)
+        if isinstance(value, DeviceValue):
+            self._device.copy(buffer.address, value.buffer.address, size)
+        else:
+            self._device.upload(buffer.address, value)
+        return buffer
+
+    def numpy(self, value: Any) -> np.ndarray:
+        return value.numpy(self._device) if isinstance(value, DeviceValue) else value
+
+    def close(self) -> None:
+        if self._engines:
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
+            self._pool.close()
+            self._device.close()
+
+
+def _listed(profiles: Sequence[Dims]) -> str:
+    return ", ".join(str(p) for p in profiles)
+
+
+def _load_engines(
+    library: TensorRT, found: EngineFolder, bundle: Bundle, config: BackendConfig, gpu: str
+) -> dict[str, Engine]:
+    start = time.perf_counter()
+    messages: list[str] = []
+    trt_logger = make_logger(library, messages)
+    entries = {
+        graph: entry
+        for graph, entry in found.manifest.engines.items()
+        if config.placement.get(bundle.manifest.graphs[graph].kind, "trt") == "trt"
+    }
+    with_plugin = {e.attention for e in entries.values()} - {None, FUNCTION_BODY}
+    if config.attention == "plugin" and found.manifest.attention == FUNCTION_BODY:
+        raise EngineIncompatibleError(
+            f"{found.folder}: plugin attention is asked for, these engines run the function body; "
+            "build others with scripts/build_engines.py --attention plugin"
+        )
+    runtime = library.module.Runtime(trt_logger)
+    if runtime is None:
+        raise BackendError(f"{library.flavour} {library.version}: no runtime: {messages}")
+    if with_plugin:
+        _load_plugin(library, found, sorted(map(str, with_plugin)))
+    engines: dict[str, Engine] = {}
+    for graph, entry in entries.items():
+        plan = found.read_plan(graph, check=config.check_weights)
+        cache = found.folder / f"{graph}.{gpu}.kernels"
+        engines[graph] = TensorRTEngine(
+            library, runtime, graph, plan, entry.profiles, cache, messages
+        )
+        logger.debug("engine %s: %s", graph, _listed(entry.profiles))
+    logger.info(
+        "%s: %d engines, %.1f MiB of plans, %.1f MiB of activations, %.2f s",
+        found.folder.name,
+        len(engines),
+        sum(e.nbytes for e in entries.values()) / (1 << 20),
+        max((e.activation_nbytes for e in engines.values()), default=0) / (1 << 20),
+        time.perf_counter() - start,
+    )
+    return engines
+
+
+def _load_plugin(library: TensorRT, found: EngineFolder, needed: list[str]) -> None:
+    try:
+        plugin = load_plugins(library)
+    except BackendUnavailableError as error:
+        raise BackendUnavailableError(
+            f"{found.folder.name}: its engines hold the attention {', '.join(needed)}: {error}"
+        ) from error
+    if needed != [f"plugin {plugin.version}"]:
+        raise EngineIncompatibleError(
+            f"{found.folder.name}: its engines hold the attention {', '.join(needed)}, "
+            f"{plugin.path} is version {plugin.version}; build them again with "
+            "scripts/build_engines.py --force"
+        )

@@ -1,0 +1,174 @@
+"""An engine of TensorRT on its device: one copy of the weights, a context per profile."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from runtime.backends.trt_library import TensorRT
+from runtime.engine_plan import Dims
+from runtime.errors import BackendError
+
+logger = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What the runner asks of an engine."""
+
+    @property
+    def profiles(self) -> Sequence[Dims]:
+        """Sizes of the symbolic dimensions that it was built for."""
+
+    @property
+    def activation_nbytes(self) -> int:
+        """Scratch memory that any profile needs."""
+
+    def execute(
+        self,
+        profile: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        addresses: Mapping[str, int],
+        activations: int,
+        stream: int,
+    ) -> None:
+        """Puts one run onto a stream.
+
+        Args:
+            profile: index in `profiles`.
+            shapes: of the inputs; the same at every call with this profile.
+            addresses: device memory of inputs and outputs.
+            activations: device memory of `activation_nbytes`, shared with other engines; the same
+                at every call.
+        """
+
+    def close(self) -> None: ...
+
+
+class TensorRTEngine:
+    """A deserialized plan; contexts are made when their profile is first used.
+
+    TensorRT-RTX compiles kernels for the GPU when a context is made; they are kept in a file beside
+    the plan.
+    """
+
+    def __init__(
+        self,
+        library: TensorRT,
+        runtime: Any,
+        name: str,
+        plan: bytes,
+        profiles: Sequence[Dims],
+        kernel_cache: Path,
+        messages: Sequence[str],
+    ) -> None:
+        self.name, self._profiles = name, tuple(profiles)
+        self._library, self._messages, self._cache_file = library, messages, kernel_cache
+        self._engine = runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise BackendError(
+                f"engine {name}: {library.flavour} {library.version} cannot load this plan"
+                f"{self._log()}; build it again with scripts/build_engines.py --force"
+            )
+        count = self._engine.num_io_tensors
+        self._tensors = {self._engine.get_tensor_name(i) for i in range(count)}
+        self._contexts: dict[int, Any] = {}
+        self._bound: dict[int, dict[str, int]] = {}
+        self._cache: Any = None
+        self._cached = b""
+
+    @property
+    def profiles(self) -> Sequence[Dims]:
+        return self._profiles
+
+    @property
+    def activation_nbytes(self) -> int:
+        return int(self._engine.device_memory_size_v2)
+
+    def execute(
+        self,
+        profile: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        addresses: Mapping[str, int],
+        activations: int,
+        stream: int,
+    ) -> None:
+        context = self._contexts.get(profile)
+        if context is None:
+            context = self._make_context(profile, shapes, activations, stream)
+        bound = self._bound[profile]
+        for name, address in addresses.items():
+            if name in self._tensors and bound.get(name) != address:
+                if not context.set_tensor_address(name, address):
+                    raise BackendError(f"engine {self.name}: cannot bind {name}{self._log()}")
+                bound[name] = address
+        if not context.execute_async_v3(stream):
+            raise BackendError(f"engine {self.name}: cannot run{self._log()}")
+
+    def _make_context(
+        self, profile: int, shapes: Mapping[str, tuple[int, ...]], activations: int, stream: int
+    ) -> Any:
+        start = time.perf_counter()
+        context = self._create_context()
+        if context is None:
+            raise BackendError(
+                f"engine {self.name}: {self._library.flavour} {self._library.version} cannot make "
+                f"a context for it on this GPU{self._log()}; run graphs of this kind elsewhere, "
+                'such as placement={"decode": "ort-cpu"}'
+            )
+        context.set_device_memory(activations, self.activation_nbytes)
+        if not context.set_optimization_profile_async(profile, stream):
+            raise BackendError(f"engine {self.name}: no profile {profile}{self._log()}")
+        for name, shape in shapes.items():
+            if name in self._tensors and not context.set_input_shape(name, shape):
+                raise BackendError(
+                    f"engine {self.name}: profile {profile} ({self._profiles[profile]}) does not "
+                    f"take {name} of {shape}{self._log()}"
+                )
+        self._contexts[profile], self._bound[profile] = context, {}
+        seconds = time.perf_counter() - start
+        logger.info(
+            "engine %s: context for %s, %.2f s", self.name, self._profiles[profile], seconds
+        )
+        return context
+
+    def _create_context(self) -> Any:
+        strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not self._library.is_rtx:
+            return self._engine.create_execution_context(strategy)
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        # by default kernels are replaced while others already run, and sums with them
+        eager = self._library.module.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            if self._cache_file.is_file():
+                self._cached = self._cache_file.read_bytes()
+                if not self._cache.deserialize(self._cached):
+                    logger.info("%s: of another version, made anew", self._cache_file)
+        config.set_runtime_cache(self._cache)
+        return self._engine.create_execution_context(config)
+
+    def _log(self) -> str:
+        return f" ({'; '.join(self._messages[-3:])})" if self._messages else ""
+
+    def close(self) -> None:
+        """Frees contexts and weights, and writes newly compiled kernels to their file."""
+        if self._cache is not None:
+            self._save(bytes(self._cache.serialize()))
+        self._contexts.clear()
+        self._cache = self._engine = None
+
+    def _save(self, cached: bytes) -> None:
+        if cached == self._cached:
+            return
+        partial = self._cache_file.with_suffix(f".{os.getpid()}.partial")
+        try:
+            partial.write_bytes(cached)
+            os.replace(partial, self._cache_file)
+        except OSError as error:
+            logger.info("%s: compiled kernels are not kept (%s)", self._cache_file, error)

@@ -1,0 +1,222 @@
+"""`engines.json` and the plans beside it, read and checked; which folder of engines runs here."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.backends.trt_library import Flavour
+from runtime.bundle import Bundle, FileSpec
+from runtime.engine_plan import Dims
+from runtime.errors import EngineIncompatibleError
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+ENGINES, ENGINES_FILE = "engines", "engines.json"
+FUNCTION_BODY = "function body"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEntry(FileSpec):
+    """One engine: its plan, relative to the engine folder, and what it was built from.
+
+    Attributes:
+        key: SHA-256 over all that the plan depends on.
+        attention: "plugin" and its version where it runs the attention layers, "function body"
+            where standard layers do, None for a graph without attention.
+        profiles: sizes of the symbolic dimensions.
+        activation_nbytes: scratch memory of every profile; None = known only on the GPU.
+    """
+
+    graph_sha256: str
+    key: str
+    attention: str | None
+    profiles: tuple[Dims, ...]
+    activation_nbytes: tuple[int, ...] | None
+    build_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineManifest:
+    """What `engines.json` says."""
+
+    format_version: int
+    library: Flavour
+    library_version: str
+    gpus: tuple[str, ...]
+    attention: str
+    precision: str
+    layout: str
+    batches: tuple[int, ...]
+    workspace_bytes: int | None
+    weights_sha256: str
+    engines: dict[str, EngineEntry]
+
+    def to_json(self) -> str:
+        data = dataclasses.asdict(self)
+        engines = data.pop("engines")
+        head = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in data.items()]
+        lines = ",\n".join(f"    {json.dumps(n)}: {json.dumps(e)}" for n, e in engines.items())
+        return "{\n" + ",\n".join([*head, f'  "engines": {{\n{lines}\n  }}']) + "\n}\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFolder:
+    """A folder of engines whose manifest has been read."""
+
+    folder: Path
+    manifest: EngineManifest
+
+    @classmethod
+    def open(cls, folder: Path) -> EngineFolder:
+        """Reads the manifest; no plan is read.
+
+        Raises:
+            EngineIncompatibleError: it is missing, unreadable or of another version.
+        """
+        path = folder / ENGINES_FILE
+        try:
+            return cls(folder=folder, manifest=_parse(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise EngineIncompatibleError(
+                f"{path}: no manifest of engines that this release reads ({error}); "
+                "remove the folder and run scripts/build_engines.py"
+            ) from error
+
+    def read_plan(self, graph: str, *, check: bool = True) -> bytes:
+        """The serialized engine of a graph.
+
+        Args:
+            check: compare its SHA-256 with the manifest (about a second per GB).
+
+        Raises:
+            EngineIncompatibleError: it is missing or damaged.
+        """
+        entry = self.manifest.engines[graph]
+        path = self.folder / entry.file
+        again = "build it again with scripts/build_engines.py --force"
+        try:
+            plan = path.read_bytes()
+        except OSError as error:
+            raise EngineIncompatibleError(
+                f"{path}: cannot be read, though {ENGINES_FILE} lists it ({error}); {again}"
+            ) from error
+        if len(plan) != entry.nbytes:
+            raise EngineIncompatibleError(
+                f"{path}: damaged: {len(plan)} bytes, {ENGINES_FILE} says {entry.nbytes}; {again}"
+            )
+        if check and (found := hashlib.sha256(plan).hexdigest()) != entry.sha256:
+            raise EngineIncompatibleError(
+                f"{path}: damaged: sha256 {found[:12]}…, {ENGINES_FILE} says "
+                f"{entry.sha256[:12]}…; {again}"
+            )
+        return plan
+
+
+def _parse(text: str) -> EngineManifest:
+    data = json.loads(text)
+    if data.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"format version {data.get('format_version')!r}, this release reads {FORMAT_VERSION}"
+        )
+    engines = {
+        name: EngineEntry(
+            **{
+                **entry,
+                "profiles": tuple(dict(p) for p in entry["profiles"]),
+                "activation_nbytes": _tuple_or_none(entry["activation_nbytes"]),
+            }
+        )
+        for name, entry in data["engines"].items()
+    }
+    if escaping := [e.file for e in engines.values() if Path(e.file).name != e.file]:
+        raise ValueError(f"plans outside the folder: {escaping}")
+    return EngineManifest(
+        **{
+            **data,
+            "gpus": tuple(data["gpus"]),
+            "batches": tuple(data["batches"]),
+            "engines": engines,
+        }
+    )
+
+
+def _tuple_or_none(items: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if items is None else tuple(items)
+
+
+def built_with(bundle: Bundle, folder: Path | None = None) -> set[Flavour]:
+    """The libraries that a bundle has engines of; folders that cannot be read count as none."""
+    found: set[Flavour] = set()
+    for place in _folders(bundle, folder):
+        try:
+            found.add(EngineFolder.open(place).manifest.library)
+        except EngineIncompatibleError as error:
+            logger.info("%s", error)
+    return found
+
+
+def _folders(bundle: Bundle, folder: Path | None) -> list[Path]:
+    if folder is not None:
+        return [folder]
+    return [p.parent for p in sorted((bundle.folder / ENGINES).glob(f"*/{ENGINES_FILE}"))]
+
+
+def find_engines(
+    bundle: Bundle, flavour: str, version: str, gpu: str, folder: Path | None = None
+) -> EngineFolder:
+    """Engines of a bundle that run here: of the scale-generic layout if there are both.
+
+    Args:
+        gpu: compute capability of this machine's GPU, as `sm90`.
+        folder: takes this folder, or fails.
+
+    Raises:
+        EngineIncompatibleError: there are none; the message says what was found and why not.
+    """
+    candidates, reasons = [], []
+    for place in _folders(bundle, folder):
+        try:
+            found = EngineFolder.open(place)
+        except EngineIncompatibleError as error:
+            reasons.append(str(error))
+            continue
+        if wrong := _unusable(found.manifest, bundle, flavour, version, gpu):
+            reasons.append(f"{place.name}: {'; '.join(wrong)}")
+        else:
+            candidates.append(found)
+    if candidates:
+        return min(candidates, key=lambda c: (c.manifest.layout != "profiles", c.folder.name))
+    listed = " | ".join(reasons) or "there are none"
+    raise EngineIncompatibleError(
+        f"{bundle.folder}: no engines for {flavour} {version} on {gpu}: {listed}. "
+        f"Build them here with scripts/build_engines.py --bundle {bundle.folder}",
+        tuple(reasons),
+    )
+
+
+def _unusable(
+    found: EngineManifest, bundle: Bundle, flavour: str, version: str, gpu: str
+) -> list[str]:
+    reasons, manifest = [], bundle.manifest
+    if (found.library, found.library_version) != (flavour, version):
+        reasons.append(
+            f"built with {found.library} {found.library_version}, here is {flavour} {version}"
+        )
+    if gpu not in found.gpus:
+        reasons.append(f"built for {', '.join(found.gpus)}, this GPU is {gpu}")
+    if found.weights_sha256 != manifest.weights.sha256:
+        reasons.append("built from other weights than the bundle now holds")
+    if changed := [
+        name
+        for name, entry in found.engines.items()
+        if name not in manifest.graphs or manifest.graphs[name].sha256 != entry.graph_sha256
+    ]:
+        reasons.append(f"built from other graphs than the bundle now holds ({', '.join(changed)})")
+    return reasons

@@ -1,0 +1,185 @@
+"""Which engines a bundle needs, and which profile of an engine fits a call: pure functions of ints.
+
+An optimization profile is one set of sizes for the symbolic dimensions of a graph's inputs; all
+profiles are static, since one wide profile runs slower than one profile per scale and batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from runtime.bundle import STORED_AS, GraphSpec, Kind, Manifest, TensorSpec
+
+Layout = Literal["profiles", "per-scale"]
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+Dims = dict[str, int]
+ROWS = ("N", "B")
+"""Symbolic dimensions of rows; all others are fixed by the scale."""
+
+TRUNKS: tuple[Kind, ...] = ("embed_first", "embed_ns", "ns_trunk", "embed_mask", "mask_trunk")
+STEPS: tuple[Kind, ...] = ("ns", "mask")
+OPTIONAL: tuple[Kind, ...] = ("ns_prefix", "score")
+ATTENTION_KINDS: tuple[Kind, ...] = ("ns_trunk", "mask_trunk", "ns", "mask", *OPTIONAL)
+"""Kinds of graph that hold the attention op."""
+
+MAX_BATCH = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What to build engines for.
+
+    Attributes:
+        batches: numbers of images, the batch buckets; other batches are padded to the next one.
+        layout: "profiles" builds the scale-generic trunks, one engine with a profile per scale and
+            bucket; "per-scale" builds one engine per step graph instead.
+        unguided: also build profiles of B rows, for passes without the unconditional half.
+        extra: kinds to build in addition, of `OPTIONAL`.
+        leave_out: kinds not to build, since they run elsewhere.
+        workspace_bytes: limit on an engine's scratch memory; None = the GPU's memory.
+    """
+
+    batches: tuple[int, ...] = (1,)
+    layout: Layout = "profiles"
+    unguided: bool = False
+    extra: tuple[Kind, ...] = ()
+    leave_out: tuple[Kind, ...] = ()
+    workspace_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.batches or any(not 1 <= b <= MAX_BATCH for b in self.batches):
+            raise ValueError(f"batches must be numbers of images >= 1, got {self.batches}")
+        if list(self.batches) != sorted(set(self.batches)):
+            raise ValueError(f"batches must ascend, each once, got {self.batches}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
+        if unknown := set(self.extra) - set(OPTIONAL):
+            raise ValueError(f"extra graphs are {OPTIONAL}, got {sorted(unknown)}")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise ValueError(f"workspace_bytes must be positive, got {self.workspace_bytes}")
+        if unknown := set(self.leave_out) - set(get_args(Kind)):
+            raise ValueError(f"kinds to leave out are unknown: {sorted(unknown)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """One engine: a graph, and the sizes that it is built for."""
+
+    graph: str
+    kind: Kind
+    profiles: tuple[Dims, ...]
+
+
+def plan_engines(manifest: Manifest, options: EngineOptions) -> list[EngineSpec]:
+    """The engines of a bundle, in the order of its graphs."""
+    kinds = set(get_args(Kind)) - set(OPTIONAL) - set(STEPS if options.layout == "profiles" else ())
+    if options.layout == "per-scale":
+        kinds -= set(TRUNKS)
+    kinds = (kinds | set(options.extra)) - set(options.leave_out)
+    return [
+        EngineSpec(
+            graph=name,
+            kind=spec.kind,
+            profiles=plan_profiles(spec, manifest.model.patch_nums, options),
+        )
+        for name, spec in manifest.graphs.items()
+        if spec.kind in kinds
+    ]
+
+
+def plan_profiles(
+    spec: GraphSpec, patch_nums: Sequence[int], options: EngineOptions
+) -> tuple[Dims, ...]:
+    """Profiles of one graph: scales of its kind times numbers of rows."""
+    symbols = {d for tensor in spec.inputs for d in tensor.shape if isinstance(d, str)}
+    return tuple(
+        {symbol: size for symbol, size in {**rows, **scale}.items() if symbol in symbols}
+        for scale in _scales(spec.kind, patch_nums)
+        for rows in _rows(spec.kind, symbols, options)
+    )
+
+
+def _scales(kind: Kind, patch_nums: Sequence[int]) -> list[Dims]:
+    if kind == "ns_prefix":
+        totals = [sum(pn * pn for pn in patch_nums[: k + 1]) for k in range(len(patch_nums))]
+        return [
+            {"T_minus_1": total - 1, "T": total, "blocks_plus_1": k + 2}
+            for k, total in enumerate(totals)
+            if k > 0
+        ]
+    if kind not in TRUNKS or kind == "embed_first":
+        return [{}]
+    first = 0 if kind == "ns_trunk" else 1
+    return [{"l": pn * pn, "blocks_plus_1": 2} for pn in patch_nums[first:]]
+
+
+def _rows(kind: Kind, symbols: set[str], options: EngineOptions) -> list[Dims]:
+    if "B" in symbols:
+        return [{"B": b} for b in options.batches]
+    guided = {2 * b for b in options.batches}
+    single = set(options.batches)
+    if kind == "score":
+        return [{"N": n} for n in sorted(single)]
+    scored = kind == "cond" and "score" in options.extra
+    return [{"N": n} for n in sorted(guided | single if options.unguided or scored else guided)]
+
+
+def resolve(spec: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:
+    """Shape of a tensor where its symbolic dimensions have these sizes."""
+    return tuple(d if isinstance(d, int) else dims[d] for d in spec.shape)
+
+
+def nbytes(spec: TensorSpec, dims: Mapping[str, int]) -> int:
+    """Bytes of a tensor of these sizes."""
+    return math.prod(resolve(spec, dims), start=np.dtype(STORED_AS[spec.dtype]).itemsize)
+
+
+def bind(specs: Iterable[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> Dims:
+    """Sizes of the symbolic dimensions, from the inputs' shapes.
+
+    Raises:
+        ValueError: a shape does not fit its declaration, or two inputs disagree.
+    """
+    dims: Dims = {}
+    for spec in specs:
+        shape = shapes[spec.name]
+        if len(shape) != len(spec.shape):
+            raise ValueError(f"input {spec.name} must be {spec.shape}, got {tuple(shape)}")
+        for declared, size in zip(spec.shape, shape, strict=True):
+            expected = declared if isinstance(declared, int) else dims.setdefault(declared, size)
+            if size != expected:
+                raise ValueError(
+                    f"input {spec.name} must be {spec.shape} with {dims}, got {tuple(shape)}"
+                )
+    return dims
+
+
+def select_profile(profiles: Sequence[Mapping[str, int]], dims: Mapping[str, int]) -> int | None:
+    """Index of the smallest profile that these sizes fit, None if there is none.
+
+    Rows may be fewer than the profile's, since they are independent; all else must be equal.
+    """
+
+    def fits(profile: Mapping[str, int]) -> bool:
+        return all(
+            size <= profile[symbol] if symbol in ROWS else size == profile[symbol]
+            for symbol, size in dims.items()
+        )
+
+    fitting = [i for i, profile in enumerate(profiles) if fits(profile)]
+    return min(fitting, key=lambda i: rows(profiles[i]), default=None)
+
+
+def rows(dims: Mapping[str, int]) -> int:
+    """Number of rows."""
+    return next(dims[symbol] for symbol in ROWS if symbol in dims)
+
+
+def with_totals(dims: Mapping[str, int]) -> Dims:
+    """The same, with the dimension that only outputs have: `T`, all tokens of a prefix."""
+    return {**dims, "T": dims["T_minus_1"] + 1} if "T_minus_1" in dims else dict(dims)

@@ -1,0 +1,175 @@
+"""Build TensorRT engines of a bundle, in the bundle's folder `engines`.
+
+The scale-generic trunks get one optimization profile per scale and batch, so that the weights are
+in memory once; the small graphs, the encoder and the decoder get one per batch. A batch in between
+is padded to the next one built. Engines that are there and fit are kept; engines that do not fit
+are an error that says why, unless --force is given.
+
+Without --gpu, engines are for this machine's GPU. With it, TensorRT-RTX builds ahead of time, on
+any machine. `--layout per-scale` builds one plan per step graph instead, for trtexec.
+
+example:
+  python scripts/build_engines.py --bundle bundles/hmar-d16 --batch 1,8,64
+  python scripts/build_engines.py --bundle bundles/hmar-d16 --batch 1 --gpu sm86,sm89,sm120
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from runtime.backends.trt_library import FLAVOURS, import_tensorrt
+from runtime.bundle import Bundle, Kind
+from runtime.engine_cache import build_engines
+from runtime.engine_plan import LAYOUTS, OPTIONAL, EngineOptions
+from runtime.engine_target import ATTENTIONS, choose_target, local_gpu
+from runtime.errors import BackendUnavailableError, DeployError
+from scripts.cli import ProgressBar, parser, run
+
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def parse_args() -> argparse.Namespace:
+    p = parser(__doc__)
+    p.add_argument(
+        "--bundle",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="bundle folder, from scripts/export.py",
+    )
+    p.add_argument(
+        "--batch", default="1", metavar="B,B,…", help="numbers of images to build for, such as 1,8"
+    )
+    p.add_argument(
+        "--gpu",
+        metavar="SM,SM,…",
+        help="compute capabilities to build for ahead of time, such as sm86,sm89 "
+        "(default: this machine's GPU)",
+    )
+    p.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="profiles",
+        help="one engine per trunk with a profile per scale, or one engine per step graph",
+    )
+    p.add_argument(
+        "--library", choices=FLAVOURS, help="which TensorRT (default: the one installed)"
+    )
+    p.add_argument(
+        "--attention",
+        choices=ATTENTIONS,
+        default="auto",
+        help="plugin library, or the graphs' function body; auto takes the plugin if it is built",
+    )
+    p.add_argument(
+        "--plugin", type=Path, metavar="FILE", help="plugin library (default: where it is built)"
+    )
+    p.add_argument(
+        "--max-workspace",
+        metavar="SIZE",
+        help="limit on an engine's scratch memory, such as 512M or 4G (default: the GPU's memory)",
+    )
+    p.add_argument(
+        "--extra",
+        metavar="KIND,…",
+        help=f"kinds of graph to build in addition: {', '.join(OPTIONAL)}",
+    )
+    p.add_argument(
+        "--leave-out",
+        metavar="KIND,…",
+        help="kinds of graph not to build, since another backend runs them, such as decode",
+    )
+    p.add_argument(
+        "--unguided",
+        action="store_true",
+        help="also build profiles for passes without the unconditional half",
+    )
+    p.add_argument("--jobs", type=int, default=1, help="builds at a time, with --gpu")
+    p.add_argument("--force", action="store_true", help="build all engines again")
+    return p.parse_args()
+
+
+def parse_list(text: str | None, option: str) -> tuple[str, ...]:
+    """Items separated by commas; () for an empty text."""
+    items = tuple(part.strip() for part in text.split(",")) if text else ()
+    if not all(items):
+        raise ValueError(f"{option} must be separated by commas, got {text!r}")
+    return items
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    items = parse_list(text, "--batch")
+    if not items or not all(item.isdigit() for item in items):
+        raise ValueError(f"--batch must be numbers separated by commas, such as 1,8, got {text!r}")
+    return tuple(sorted({int(item) for item in items}))
+
+
+def parse_kinds(text: str | None, option: str) -> tuple[Kind, ...]:
+    kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+    items = parse_list(text, option)
+    if unknown := [item for item in items if item not in kinds]:
+        raise ValueError(f"{option}: {unknown} are no kinds of graph; {', '.join(kinds)} are")
+    return tuple(kinds[item] for item in items)
+
+
+def parse_size(text: str | None) -> int | None:
+    """Bytes, from a number with K, M or G."""
+    if text is None:
+        return None
+    unit = UNITS.get(text[-1:].upper())
+    number = text[:-1] if unit else text
+    if not number.isdigit():
+        raise ValueError(f"--max-workspace must be a size such as 512M or 4G, got {text!r}")
+    return int(number) * (unit or 1)
+
+
+def find_gpu(*, is_needed: bool) -> str | None:
+    """This machine's GPU; its packages need not be there if no engine is for it."""
+    try:
+        return local_gpu()
+    except BackendUnavailableError:
+        if is_needed:
+            raise
+        return None
+
+
+def main() -> None:
+    args = parse_args()
+    options = EngineOptions(
+        batches=parse_batches(args.batch),
+        layout=args.layout,
+        unguided=args.unguided,
+        extra=parse_kinds(args.extra, "--extra"),
+        leave_out=parse_kinds(args.leave_out, "--leave-out"),
+        workspace_bytes=parse_size(args.max_workspace),
+    )
+    bundle = Bundle.open(args.bundle)
+    bundle.check_files()
+    gpus = parse_list(args.gpu, "--gpu")
+    target = choose_target(
+        import_tensorrt(args.library),
+        gpus,
+        find_gpu(is_needed=not gpus),
+        attention=args.attention,
+        plugin=args.plugin,
+    )
+    with ProgressBar() as progress:
+        report = build_engines(
+            bundle,
+            target,
+            options,
+            force=args.force,
+            require_plugin=args.attention == "plugin",
+            jobs=args.jobs if gpus else 1,
+            progress=progress,
+        )
+    print(report.summary())
+
+
+if __name__ == "__main__":
+    run(main, DeployError)

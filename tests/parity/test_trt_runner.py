@@ -1,0 +1,122 @@
+"""The TensorRT runner on the host: what it binds, pads and hands on, with the golden tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.backends.device_values import DeviceValue
+from runtime.backends.onnxrt import OnnxRuntimeRunner
+from runtime.backends.placement import PlacedRunner
+from runtime.bundle import Bundle
+from runtime.config import BackendConfig
+from runtime.engine_plan import EngineOptions, Layout
+from runtime.errors import EngineIncompatibleError
+from runtime.pipeline import Pipeline
+from tests.cases import run_pipeline
+from tests.golden_data import Case
+from tests.host_device import OrtEngine, host_runner
+from tests.trace_check import compare_trace
+
+TINY = Case("tiny")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "batches", "layout"),
+    [
+        ("argmax", (1, 2, 4), "profiles"),
+        ("argmax_multi", (8,), "profiles"),
+        ("argmax_partial", (1,), "profiles"),
+        ("uniform_default", (3,), "per-scale"),
+    ],
+    ids=lambda value: str(value).replace(" ", ""),
+)
+def test_golden_trace(bundle: Bundle, name: str, batches: tuple[int, ...], layout: Layout) -> None:
+    runner, device = host_runner(bundle, EngineOptions(batches=batches, layout=layout))
+    entry, golden = TINY.trace(name)
+    with Pipeline(runner, max_batch=max(batches)) as pipeline:
+        compare_trace(golden, run_pipeline(pipeline, entry, golden))
+    assert device.is_closed and not device.blocks
+
+
+def test_prefix_context_and_score(bundle: Bundle, tiny_pipeline: Pipeline) -> None:
+    options = EngineOptions(batches=(3,), extra=("ns_prefix", "score"))
+    entry, golden = TINY.trace("argmax_kvcache")
+    with Pipeline(host_runner(bundle, options)[0], max_batch=3) as pipeline:
+        compare_trace(golden, run_pipeline(pipeline, entry, golden))
+        images = tiny_pipeline.generate([1, 2], seed=3)
+        tokens = pipeline.encode(images)
+        ours, reference = (p.score([1, 2], tokens) for p in (pipeline, tiny_pipeline))
+    np.testing.assert_allclose(ours.ns_log_prob, reference.ns_log_prob, rtol=1e-4)
+    assert ours.mask_log_prob is not None and reference.mask_log_prob is not None
+    np.testing.assert_allclose(ours.mask_log_prob, reference.mask_log_prob, rtol=1e-4)
+
+
+def test_an_image_does_not_depend_on_the_batch_bucket(bundle: Bundle) -> None:
+    images = []
+    for batches in ((1,), (2,), (4,)):
+        with Pipeline(host_runner(bundle, EngineOptions(batches=batches))[0], max_batch=1) as p:
+            images.append(p.generate([5], seed=11))
+    for other in images[1:]:
+        np.testing.assert_array_equal(other, images[0])
+
+
+def test_values_stay_on_the_device_and_buffers_are_reused(bundle: Bundle) -> None:
+    runner, device = host_runner(bundle, EngineOptions(batches=(1,)))
+    label = np.array([1, 10], np.int32)
+    cond = runner.run("cond", {"label": label})
+    assert all(isinstance(value, DeviceValue) for value in cond.values())
+    assert device.downloads == 0 and device.uploads == 1
+    held = cond["cond"].numpy(device)
+    again = runner.run("cond", {"label": label})
+    # the first values are still referred to
+    assert again["cond"].buffer.address != cond["cond"].buffer.address
+    np.testing.assert_array_equal(cond["cond"].numpy(device), held)
+    del cond, again
+    blocks = len(device.blocks)
+    for _ in range(3):
+        runner.run("cond", {"label": label})
+    assert len(device.blocks) == blocks
+    runner.close()
+
+
+def test_a_value_of_a_smaller_profile_is_copied_and_padded(bundle: Bundle) -> None:
+    runner, device = host_runner(bundle, EngineOptions(batches=(1, 4)))
+    model = bundle.manifest.model
+    P = model.patch_nums[-1]
+    f_hat = np.random.default_rng(0).normal(size=(1, model.latent_channels, P, P))
+    tokens = np.zeros((1, 1, 1), np.int32)
+    small = runner.run("quant_s00_pn01", {"tokens": tokens, "f_hat": f_hat.astype(np.float32)})
+    engine = OrtEngine(bundle, "decode", ({"B": 4},))
+    runner._engines["decode"] = engine
+    image = runner.run("decode", {"f_hat": small["f_hat_out"]})["image"]
+    assert image.shape == (1, 3, model.image_side_px, model.image_side_px)
+    assert np.isfinite(image.numpy(device)).all()
+    runner.close()
+
+
+def test_a_batch_without_profile_is_named(bundle: Bundle) -> None:
+    runner, _ = host_runner(bundle, EngineOptions(batches=(1,)))
+    with pytest.raises(EngineIncompatibleError, match=r"no profile for .*'N': 6.*--batch"):
+        runner.run("cond", {"label": np.zeros(6, np.int32)})
+    runner.close()
+
+
+def test_a_graph_left_out_is_named_and_can_be_placed(bundle: Bundle) -> None:
+    options = EngineOptions(batches=(2,), leave_out=("decode",))
+    runner, _ = host_runner(bundle, options)
+    entry, golden = TINY.trace("argmax")
+    with pytest.raises(EngineIncompatibleError, match=r'placement=\{"decode": "ort-cpu"\}'):
+        run_pipeline(Pipeline(runner, max_batch=2), entry, golden)
+    other = OnnxRuntimeRunner(bundle, BackendConfig(name="ort-cpu"))
+    placed = PlacedRunner(runner, {"decode": other})
+    assert placed.name == "trt (decode on ort-cpu)" and placed.max_batch == 2
+    with Pipeline(placed, max_batch=2) as pipeline:
+        compare_trace(golden, run_pipeline(pipeline, entry, golden))
