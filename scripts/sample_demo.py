@@ -38,6 +38,8 @@ from scripts.sampling import (
     Sampler,
     bundle_sampler,
     file_digest,
+    fill_by_processes,
+    parts_of,
     reference_sampler,
     sample_classes,
 )
@@ -65,6 +67,13 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--batch-size", type=int, default=26)
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="for --bundle")
     p.add_argument("--threads", type=int, default=0, help="for --bundle; 0 = one per core")
+    p.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="for --bundle: draw with N processes of one thread, the quick way on many cores",
+    )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     p.add_argument("--device", default=default, help="for --ckpt")
     return p.parse_args()
@@ -105,6 +114,12 @@ def main() -> None:
             "per_class": args.per_class, "batch_size": args.batch_size,
         }  # fmt: skip
         batches = BatchFolder(args.out.with_suffix(".batches"), depends_on)
+        if args.bundle is not None and args.processes > 1:
+            fill_by_processes(
+                batches, args.bundle, args.backend, config, args.seed,
+                parts_of(num_classes, args.per_class, args.batch_size), args.processes,
+                on_batch=lambda done, total: bar("draw", done, total),
+            )  # fmt: skip
         images, labels = sample_classes(
             batches.resuming(sampler),
             num_classes,

@@ -8,7 +8,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from hmar.reference import ReferenceConfig
 from hmar.training.preview import sample
 from hmar.training.sheet import to_uint8
 from hmar.vae import VQVAE
-from runtime.config import SamplingConfig
+from runtime.config import BackendName, SamplingConfig
 from runtime.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
@@ -63,18 +65,68 @@ def sample_classes(
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pictures (N, H, W, 3) uint8 and labels (N,); the classes take turns."""
-    labels = np.arange(num_classes * per_class) % num_classes
+    parts, total = parts_of(num_classes, per_class, batch_size), num_classes * per_class
     images, started = [], time.monotonic()
-    for start in range(0, len(labels), batch_size):
-        part = labels[start : start + batch_size]
-        images.append(draw(part, start))
-        done = start + len(part)
+    for labels, first in parts:
+        images.append(draw(labels, first))
+        done = first + len(labels)
         logger.info(
-            "%d of %d pictures, %.2f s each",
-            done, len(labels), (time.monotonic() - started) / done,
-        )  # fmt: skip
-        on_batch(done, len(labels))
-    return np.concatenate(images), labels
+            "%d of %d pictures, %.2f s each", done, total, (time.monotonic() - started) / done
+        )
+        on_batch(done, total)
+    return np.concatenate(images), np.concatenate([labels for labels, _ in parts])
+
+
+def fill_by_processes(
+    batches: BatchFolder,
+    bundle: Path,
+    backend: BackendName,
+    config: SamplingConfig,
+    seed: int,
+    parts: Sequence[tuple[np.ndarray, int]],
+    processes: int,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Stores batches of a bundle's pictures, drawn by processes of one thread each.
+
+    Many small operations make one process with many threads slower than many with one. Every
+    picture is the one that `bundle_sampler` draws.
+
+    Args:
+        parts: labels and index of the first picture of every batch.
+    """
+    pool = ProcessPoolExecutor(
+        processes, get_context("spawn"), _open_worker, (batches, bundle, backend, config, seed)
+    )
+    with pool:
+        drawn = [pool.submit(_draw_batch, labels, first) for labels, first in parts]
+        for done, future in enumerate(as_completed(drawn), start=1):
+            future.result()
+            on_batch(done, len(parts))
+
+
+_worker: Sampler | None = None  # of a process of `fill_by_processes`
+
+
+def _open_worker(
+    batches: BatchFolder, bundle: Path, backend: BackendName, config: SamplingConfig, seed: int
+) -> None:
+    global _worker
+    pipeline = Pipeline.load(bundle, backend, threads=1, max_batch=1 << 16, check_weights=False)
+    _worker = batches.resuming(bundle_sampler(pipeline, config, seed))
+
+
+def _draw_batch(labels: np.ndarray, first: int) -> None:
+    assert _worker is not None
+    _worker(labels, first)
+
+
+def parts_of(num_classes: int, per_class: int, batch_size: int) -> list[tuple[np.ndarray, int]]:
+    """Labels and index of the first picture of every batch; the classes take turns."""
+    labels = np.arange(num_classes * per_class) % num_classes
+    return [
+        (labels[start : start + batch_size], start) for start in range(0, len(labels), batch_size)
+    ]
 
 
 def by_class(images: np.ndarray, num_classes: int, columns: int) -> np.ndarray:
