@@ -40,7 +40,8 @@ def rtx_version() -> tuple[int, ...] | None:
     """Version of the TensorRT-RTX package, None if there is none."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         return None
-    version = importlib.metadata.version("tensorrt-rtx-cu13")
+    # the bindings are there without the package that pulls them in where wheels were unpacked
+    version = importlib.metadata.version("tensorrt-rtx-cu13-bindings")
     return tuple(int(part) for part in version.split("."))
 
 
@@ -86,12 +87,12 @@ def _library_folder(folder: Path) -> Path:
     """A folder with libtensorrt_rtx.so, which the parser opens for a plugin; the wheel has it as
     libtensorrt_rtx.so.1 only."""
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None and spec.submodule_search_locations
     links = folder / "lib"
     links.mkdir(exist_ok=True)
     link = links / "libtensorrt_rtx.so"
     link.unlink(missing_ok=True)
-    link.symlink_to(Path(spec.origin).parent / "libtensorrt_rtx.so.1")
+    link.symlink_to(Path(spec.submodule_search_locations[0]) / "libtensorrt_rtx.so.1")
     return links
 
 
