@@ -86,35 +86,35 @@ def flex(qkv: Tensor, lengths: list[int], pattern: Pattern, scale_mul: Tensor | 
 
 
 def varlen(qkv: Tensor, lengths: list[int], pattern: Pattern, scale_mul: Tensor | None) -> Call:
-    """PyTorch's variable-length attention over all rows as one pack; independent blocks only."""
+    """PyTorch's variable-length attention; independent blocks only."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if pattern != "block_diagonal":
-        raise NotImplementedError("variable-length attention has no block_causal pattern")
-    B, T, _, H, d = qkv.shape
-    bounds = _bounds(lengths * B, qkv.device)
-    longest = max(lengths)
-
-    def call() -> Tensor:
-        q, k, v = (x.flatten(0, 1) for x in _operands(qkv, scale_mul))
-        return varlen_attn(q, k, v, bounds, bounds, longest, longest).view(B, T, H * d)
-
-    return call
+    return _as_one_pack(varlen_attn, qkv, lengths, pattern, scale_mul)
 
 
 def flash(qkv: Tensor, lengths: list[int], pattern: Pattern, scale_mul: Tensor | None) -> Call:
     """The flash-attn package's variable-length attention, where it is installed."""
     from flash_attn import flash_attn_varlen_func
 
+    return _as_one_pack(flash_attn_varlen_func, qkv, lengths, pattern, scale_mul)
+
+
+def _as_one_pack(
+    attend: Callable[..., Tensor],
+    qkv: Tensor,
+    lengths: list[int],
+    pattern: Pattern,
+    scale_mul: Tensor | None,
+) -> Call:
+    """Variable-length attention over the blocks of all rows."""
     if pattern != "block_diagonal":
-        raise NotImplementedError("flash-attn has no block_causal pattern")
+        raise NotImplementedError("variable-length attention has no block_causal pattern")
     B, T, _, H, d = qkv.shape
-    bounds = _bounds(lengths * B, qkv.device)
-    longest = max(lengths)
+    bounds, longest = _bounds(lengths * B, qkv.device), max(lengths)
 
     def call() -> Tensor:
         q, k, v = (x.flatten(0, 1) for x in _operands(qkv, scale_mul))
-        return flash_attn_varlen_func(q, k, v, bounds, bounds, longest, longest).view(B, T, H * d)
+        return attend(q, k, v, bounds, bounds, longest, longest).view(B, T, H * d)
 
     return call
 

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from plugins_trt.block_sparse_attn.spec import PATTERNS
 from plugins_trt.block_sparse_attn.variants import HEAD_DIMS, Norm, choose_tile, tiles, variants
 from tests.attention_cases import PACKS
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.interpreted import run_interpreted
 
 
 @pytest.fixture(scope="module")
 def interpreted_errors() -> dict[str, float]:
-    pytest.importorskip("triton", reason="the kernel needs Triton: pip install '.[aot]'")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.plugins_trt.interpreted_kernel"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return run_interpreted("tests.unit.plugins_trt.interpreted_kernel")
 
 
 @pytest.mark.parametrize("norm", [norm.name for norm in Norm])

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.interpreted import run_interpreted
+
 SETTINGS = (
     "plain", "unguided", "top-k", "one", "all-of-the-vocabulary", "top-p",
     "nucleus-of-everything", "both",
@@ -19,17 +14,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def differences() -> dict[str, list[str]]:
-    pytest.importorskip("triton", reason="the kernels need Triton: pip install '.[aot]'")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.plugins_trt.interpreted_sampling"],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return run_interpreted("tests.unit.plugins_trt.interpreted_sampling")
 
 
 @pytest.mark.parametrize("ties", ["distinct", "ties"])
