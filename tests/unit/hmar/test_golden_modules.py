@@ -167,7 +167,8 @@ def test_tokenizer(tiny: Case) -> None:
     with torch.no_grad():
         latent = vae.latent(image)
         tokens, f_hats = vae.quantize.encode(latent)
-        assert_close("latent", golden["vae_f"], latent)
+        # against float64 the golden is 1.5e-6 off and PyTorch on an AVX2 machine 2.1e-6
+        assert_close("latent", golden["vae_f"], latent, rms_ratio=5e-6)
         for k in range(len(tokens)):
             np.testing.assert_array_equal(
                 tokens[k], golden[f"vae_s{k}_tokens"], err_msg=f"scale {k}"
