@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +15,10 @@ import torch
 from runtime.pipeline import Pipeline
 from tests.cases import make_bundle
 from tests.golden_data import Case
-from tests.plugin_build import PluginBuild, build_ort, build_plugins
+from tests.plugin_build import PluginBuild, build_ort, finish_plugins, start_plugins
 from tests.tensorrt_build import rtx_version
+
+STARTED_BUILD = pytest.StashKey[subprocess.Popen[bytes]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +50,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             )
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begins the long build before the first test, if a test will want it."""
+    wanted = any(
+        "plugin_build" in getattr(item, "fixturenames", ())
+        and item.get_closest_marker("skip") is None
+        for item in session.items
+    )
+    if wanted and not session.config.option.collectonly:
+        with contextlib.suppress(pytest.skip.Exception):  # said again by the test that wants it
+            session.config.stash[STARTED_BUILD] = start_plugins()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    started = config.stash.get(STARTED_BUILD, None)
+    if started is not None and started.poll() is None:
+        os.killpg(started.pid, signal.SIGTERM)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Case:
     return Case("tiny")
@@ -71,8 +95,8 @@ def tiny_bf16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plugin_build() -> PluginBuild:
-    return build_plugins()
+def plugin_build(pytestconfig: pytest.Config) -> PluginBuild:
+    return finish_plugins(pytestconfig.stash.get(STARTED_BUILD, None) or start_plugins())
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # kept between sessions: compiling the kernels is the long part
 BUILD_DIR = ROOT / "build" / "plugins"
+LOG_FILE = "build.log"
 ORT_HEADERS = ROOT / "build" / "headers" / "onnxruntime"  # from scripts/fetch_headers.py
 
 
@@ -75,13 +77,16 @@ def missing_tools(include_dir: Path | None) -> list[str]:
     return missing
 
 
-def build_plugins() -> PluginBuild:
-    """Builds what changed; skips the test that asks if a tool is missing."""
+def start_plugins() -> subprocess.Popen[bytes]:
+    """Begins to build what changed; skips the test that asks if a tool is missing.
+
+    The kernels take minutes, so the session begins with it and goes on with other tests.
+    """
     include_dir = tensorrt_include_dir()
     missing = missing_tools(include_dir)
     if missing:
         pytest.skip(f"the plugin library cannot be built here: no {', no '.join(missing)}")
-    _cmake(
+    return _start(
         ROOT / "plugins_trt",
         BUILD_DIR,
         "-DHMAR_BUILD_TESTS=ON",
@@ -89,6 +94,11 @@ def build_plugins() -> PluginBuild:
         f"-DONNXRUNTIME_ROOT={ORT_HEADERS}",
         f"-DPython3_EXECUTABLE={sys.executable}",
     )
+
+
+def finish_plugins(started: subprocess.Popen[bytes]) -> PluginBuild:
+    """What the build made, once it is done."""
+    _finish(started, BUILD_DIR)
     return PluginBuild(folder=BUILD_DIR)
 
 
@@ -100,15 +110,23 @@ def build_ort(name: str, *options: str) -> Path:
     if missing:
         pytest.skip(f"the custom-op library cannot be built here: no {', no '.join(missing)}")
     folder = ROOT / "build" / "tests" / name
-    _cmake(ROOT / "plugins_trt" / "ort", folder, f"-DONNXRUNTIME_ROOT={ORT_HEADERS}", *options)
+    source = ROOT / "plugins_trt" / "ort"
+    _finish(_start(source, folder, f"-DONNXRUNTIME_ROOT={ORT_HEADERS}", *options), folder)
     return folder / "libhmar_ort.so"
 
 
-def _cmake(source: Path, folder: Path, *options: str) -> None:
-    generator = [] if shutil.which("make") else ["-G", "Ninja"]
-    for command in (
-        ["cmake", "-S", source, "-B", folder, *generator, *options],
-        ["cmake", "--build", folder, "--parallel"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+def _start(source: Path, folder: Path, *options: str) -> subprocess.Popen[bytes]:
+    configure = shlex.join(["cmake", "-S", str(source), "-B", str(folder), *options])
+    build = shlex.join(["cmake", "--build", str(folder), "--parallel"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG_FILE).open("wb") as log:
+        return subprocess.Popen(
+            ["sh", "-c", f"{configure} && {build}"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _finish(started: subprocess.Popen[bytes], folder: Path) -> None:
+    assert started.wait() == 0, (folder / LOG_FILE).read_text()[-8000:]
