@@ -7,7 +7,7 @@ logits by 1 / sqrt(d).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -36,7 +36,7 @@ def _operands(qkv: Tensor, scale_mul: Tensor | None) -> tuple[Tensor, Tensor, Te
 
 def dense_mask(qkv: Tensor, lengths: list[int], pattern: Pattern, scale_mul: Tensor | None) -> Call:
     """One call of PyTorch's attention with a dense boolean mask."""
-    mask = block_mask(_bounds(lengths, qkv.device), qkv.shape[1], pattern)
+    mask = block_mask(bounds_of(lengths, qkv.device), qkv.shape[1], pattern)
 
     def call() -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in _operands(qkv, scale_mul))
@@ -48,7 +48,7 @@ def dense_mask(qkv: Tensor, lengths: list[int], pattern: Pattern, scale_mul: Ten
 
 def per_block(qkv: Tensor, lengths: list[int], pattern: Pattern, scale_mul: Tensor | None) -> Call:
     """One call of PyTorch's attention per block, without masks, written into one output."""
-    bounds = _bounds(lengths, qkv.device).tolist()
+    bounds = bounds_of(lengths, qkv.device).tolist()
     B, T, _, H, d = qkv.shape
     out = qkv.new_empty((B, T, H, d))
 
@@ -69,7 +69,7 @@ def flex(qkv: Tensor, lengths: list[int], pattern: Pattern, scale_mul: Tensor | 
 
     T = qkv.shape[1]
     position = torch.arange(T, device=qkv.device)
-    bounds = _bounds(lengths, qkv.device)
+    bounds = bounds_of(lengths, qkv.device)
     block = (position[:, None] >= bounds[None, 1:]).sum(dim=1)
 
     def attends(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -89,28 +89,22 @@ def varlen(qkv: Tensor, lengths: list[int], pattern: Pattern, scale_mul: Tensor 
     """PyTorch's variable-length attention; independent blocks only."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return _as_one_pack(varlen_attn, qkv, lengths, pattern, scale_mul)
+    return _as_one_pack(varlen_attn, qkv, lengths, scale_mul)
 
 
 def flash(qkv: Tensor, lengths: list[int], pattern: Pattern, scale_mul: Tensor | None) -> Call:
     """The flash-attn package's variable-length attention, where it is installed."""
     from flash_attn import flash_attn_varlen_func
 
-    return _as_one_pack(flash_attn_varlen_func, qkv, lengths, pattern, scale_mul)
+    return _as_one_pack(flash_attn_varlen_func, qkv, lengths, scale_mul)
 
 
 def _as_one_pack(
-    attend: Callable[..., Tensor],
-    qkv: Tensor,
-    lengths: list[int],
-    pattern: Pattern,
-    scale_mul: Tensor | None,
+    attend: Callable[..., Tensor], qkv: Tensor, lengths: list[int], scale_mul: Tensor | None
 ) -> Call:
     """Variable-length attention over the blocks of all rows."""
-    if pattern != "block_diagonal":
-        raise NotImplementedError("variable-length attention has no block_causal pattern")
     B, T, _, H, d = qkv.shape
-    bounds, longest = _bounds(lengths * B, qkv.device), max(lengths)
+    bounds, longest = bounds_of(lengths * B, qkv.device), max(lengths)
 
     def call() -> Tensor:
         q, k, v = (x.flatten(0, 1) for x in _operands(qkv, scale_mul))
@@ -126,7 +120,9 @@ RIVALS: dict[str, Callable[[Tensor, list[int], Pattern, Tensor | None], Call]] =
     "varlen": varlen,
     "flash-attn": flash,
 }
+DIAGONAL_ONLY = {"varlen", "flash-attn"}  # have no way to say block_causal
 
 
-def _bounds(lengths: list[int], device: torch.device) -> Tensor:
+def bounds_of(lengths: Sequence[int], device: torch.device | str) -> Tensor:
+    """`cu_seqlens` of blocks of these lengths."""
     return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], device=device).int()

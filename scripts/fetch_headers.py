@@ -76,7 +76,6 @@ def fetch_onnxruntime(target: Path) -> None:
             "Dir::Etc::SourceParts": work / "sources",
             "Dir::State::Lists": work / "lists",
             "Dir::Cache": work / "cache",
-            "APT::Sandbox::User": "root",
         }
         apt = ("apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items()))
         output(*apt, "update")

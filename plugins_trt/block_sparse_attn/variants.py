@@ -77,8 +77,9 @@ class Variant:
         return self.tile.norm(self.qk_l2_norm)
 
 
-# Chosen on an H100 (docs/benchmarks.md): long blocks; blocks that fill a tile; packs of short
-# blocks, where a wide step would mostly be masked; too few positions for large tiles.
+# Chosen on an H100 for heads of 64 (docs/benchmarks.md): long blocks; blocks that fill a tile;
+# packs of short blocks, where a wide step would mostly be masked; too few positions for large
+# tiles. The wider heads and float32 have not been tuned.
 _HALF = (
     Tile(
         block_m=128, block_n=64, num_warps=8, num_stages=3,
