@@ -122,23 +122,17 @@ def block_sparse_attention_kernel(
         bound = tl.load(cu_seqlens + index, mask=index <= num_blocks, other=2147483647)
         num_first += tl.sum((bound <= first_position).to(tl.int32))
         num_last += tl.sum((bound <= last_position).to(tl.int32))
-    # keys that each position sees: from the start of its block to its end
-    first_M = tl.zeros([BLOCK_M], tl.int32)
-    stop_M = tl.zeros([BLOCK_M], tl.int32) + length
-    for start in range(num_first - 1, num_last + 1, NEAR):
-        index = start + tl.arange(0, NEAR)
-        bound = tl.load(cu_seqlens + index, mask=index <= num_blocks, other=2147483647)
-        is_before = bound[None, :] <= position_M[:, None]
-        first_M = tl.maximum(first_M, tl.max(tl.where(is_before, bound[None, :], 0), axis=1))
-        stop_M = tl.minimum(stop_M, tl.min(tl.where(is_before, 2147483647, bound[None, :]), axis=1))
+    # the program's positions see keys from key_start to key_stop - 1, and all of them see the keys
+    # from full_start to full_stop - 1
+    key_start = tl.load(cu_seqlens + num_first - 1)
+    full_start = tl.load(cu_seqlens + num_last - 1)
+    full_stop, key_stop = length, length
+    if num_first <= num_blocks:
+        full_stop = tl.minimum(tl.load(cu_seqlens + num_first), length)
+    if num_last <= num_blocks:
+        key_stop = tl.minimum(tl.load(cu_seqlens + num_last), length)
     if is_causal:
-        first_M = tl.zeros([BLOCK_M], tl.int32)
-    is_row = position_M < length
-    key_start = tl.min(tl.where(is_row, first_M, 2147483647))
-    key_stop = tl.max(tl.where(is_row, stop_M, 0))
-    # every position sees the keys full_start .. full_stop - 1
-    full_start = tl.max(tl.where(is_row, first_M, 0))
-    full_stop = tl.min(tl.where(is_row, stop_M, 2147483647))
+        key_start, full_start = 0, 0
     num_before = tl.cdiv(full_start - key_start, BLOCK_N)
     unmasked_start = key_start + num_before * BLOCK_N
     num_unmasked = tl.maximum(full_stop - unmasked_start, 0) // BLOCK_N
@@ -159,8 +153,19 @@ def block_sparse_attention_kernel(
         acc_Md, sum_M, max_M = _step(
             acc_Md, sum_M, max_M, q_Md, row_scale_M, key_sign,
             k, v, key_scale, unmasked_start + step * BLOCK_N, stride_t, offs_N, offs_d,
-            first_M, stop_M, key_stop, False, HEAD_DIM, NORM,
+            position_M, position_M, key_stop, False, HEAD_DIM, NORM,
         )  # fmt: skip
+    # for the steps with a mask: where the keys of each position start and stop
+    first_M = tl.zeros([BLOCK_M], tl.int32)
+    stop_M = tl.zeros([BLOCK_M], tl.int32) + length
+    for start in range(num_first - 1, num_last + 1, NEAR):
+        index = start + tl.arange(0, NEAR)
+        bound = tl.load(cu_seqlens + index, mask=index <= num_blocks, other=2147483647)
+        is_before = bound[None, :] <= position_M[:, None]
+        first_M = tl.maximum(first_M, tl.max(tl.where(is_before, bound[None, :], 0), axis=1))
+        stop_M = tl.minimum(stop_M, tl.min(tl.where(is_before, 2147483647, bound[None, :]), axis=1))
+    if is_causal:
+        first_M = tl.zeros([BLOCK_M], tl.int32)
     for step in range(0, num_masked):
         start = key_start + step * BLOCK_N
         start += tl.where(step < num_before, 0, unmasked_stop - unmasked_start)

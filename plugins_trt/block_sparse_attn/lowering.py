@@ -63,6 +63,7 @@ class Unit:
         constants: the function's compile-time parameters.
         num_warps: warps of one program.
         num_stages: as in `Tile`, None for the compiler's default.
+        max_registers: as in `Tile`.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Unit:
     constants: tuple[tuple[str, int], ...]
     num_warps: int
     num_stages: int | None = None
+    max_registers: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,7 @@ def attention_unit(variant: Variant) -> Unit:
         ),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        max_registers=tile.max_registers,
     )
 
 
@@ -167,6 +170,7 @@ def compile_kernel(unit: Unit, arch: int) -> Kernel:
         {
             "num_warps": unit.num_warps,
             "num_stages": unit.num_stages,
+            "maxnreg": unit.max_registers,
             "enable_fp_fusion": True,  # the default changes with Triton 3.10
         }
     )

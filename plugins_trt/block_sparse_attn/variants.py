@@ -41,6 +41,8 @@ class Tile:
             second, short kernel and a workspace of one float per key.
         min_programs: smallest number of programs for which the tile is taken.
         min_block: smallest mean length of the blocks for which the tile is taken.
+        max_registers: of a thread, so that more programs fit a multiprocessor; None leaves it to
+            the compiler.
     """
 
     block_m: int
@@ -50,6 +52,7 @@ class Tile:
     has_key_scale: bool = False
     min_programs: int = 0
     min_block: int = 0
+    max_registers: int | None = None
 
     def norm(self, qk_l2_norm: bool) -> Norm:
         """Where the norms of the keys are taken."""
@@ -83,11 +86,11 @@ class Variant:
 _HALF = (
     Tile(
         block_m=128, block_n=64, num_warps=8, num_stages=3,
-        has_key_scale=True, min_programs=256, min_block=1024,
+        has_key_scale=True, min_programs=256, min_block=1024, max_registers=128,
     ),
     Tile(
         block_m=64, block_n=64, num_warps=4, num_stages=3,
-        has_key_scale=True, min_programs=64, min_block=48,
+        has_key_scale=True, min_programs=64, min_block=48, max_registers=128,
     ),
     Tile(block_m=64, block_n=32, num_warps=4, num_stages=2, min_programs=64),
     Tile(block_m=16, block_n=64, num_warps=4, num_stages=2),

@@ -79,6 +79,7 @@ class TensorRTEngine:
         self._bound: dict[int, dict[str, int]] = {}
         self._cache: Any = None
         self._cached = b""
+        self._configs: list[Any] = []  # contexts refer to them without keeping them alive
 
     @property
     def profiles(self) -> Sequence[Dims]:
@@ -119,9 +120,10 @@ class TensorRTEngine:
                 f"a context for it on this GPU{self._log()}; run graphs of this kind elsewhere, "
                 'such as placement={"decode": "ort-cpu"}'
             )
-        context.set_device_memory(activations, self.activation_nbytes)
         if not context.set_optimization_profile_async(profile, stream):
             raise BackendError(f"engine {self.name}: no profile {profile}{self._log()}")
+        # after the profile is chosen: before, TensorRT-RTX 1.4 crashes
+        context.set_device_memory(activations, self.activation_nbytes)
         for name, shape in shapes.items():
             if name in self._tensors and not context.set_input_shape(name, shape):
                 raise BackendError(
@@ -151,6 +153,7 @@ class TensorRTEngine:
                 if not self._cache.deserialize(self._cached):
                     logger.info("%s: of another version, made anew", self._cache_file)
         config.set_runtime_cache(self._cache)
+        self._configs.append(config)
         return self._engine.create_execution_context(config)
 
     def _log(self) -> str:
@@ -161,6 +164,7 @@ class TensorRTEngine:
         if self._cache is not None:
             self._save(bytes(self._cache.serialize()))
         self._contexts.clear()
+        self._configs.clear()
         self._cache = self._engine = None
 
     def _save(self, cached: bytes) -> None:
