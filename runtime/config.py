@@ -30,6 +30,9 @@ class SamplingConfig:
         context: "scale" (each scale sees itself, as the model was trained) or "prefix" (next-scale
             passes see all earlier scales too, as with a key-value cache; a benchmarking option
             without masks).
+        skip_guidance_below: passes whose weight t is smaller run without the unconditional half
+            of the batch: by default the first scale, and all masked passes. 0 = no pass does. A
+            traced generation always has both halves.
     """
 
     cfg: float = 1.5
@@ -37,6 +40,7 @@ class SamplingConfig:
     top_p: float = 0.96
     mask_schedule: Sequence[Sequence[int]] | None = None
     context: Context = "scale"
+    skip_guidance_below: float = 1e-5
 
     def __post_init__(self) -> None:
         if not 0 <= self.cfg < float("inf"):
@@ -45,6 +49,11 @@ class SamplingConfig:
             raise ValueError(f"top_k must be an integer >= 0 (0 = off), got {self.top_k!r}")
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"top_p must be in [0, 1] (0 = off), got {self.top_p}")
+        if not 0 <= self.skip_guidance_below < float("inf"):
+            raise ValueError(
+                "skip_guidance_below must be a finite number >= 0 (0 = no pass is skipped), "
+                f"got {self.skip_guidance_below}"
+            )
         if self.context not in get_args(Context):
             raise ValueError(f"context must be one of {get_args(Context)}, got {self.context!r}")
         if self.context == "prefix" and self.mask_schedule is not None:

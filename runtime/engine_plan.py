@@ -17,6 +17,8 @@ from runtime.bundle import STORED_AS, GraphSpec, Kind, Manifest, TensorSpec
 
 Layout = Literal["profiles", "per-scale"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
+Guidance = Literal["default", "any"]
+GUIDANCES: tuple[str, ...] = get_args(Guidance)
 Dims = dict[str, int]
 ROWS = ("N", "B")
 """Symbolic dimensions of rows; all others are fixed by the scale."""
@@ -24,6 +26,7 @@ ROWS = ("N", "B")
 TRUNKS: tuple[Kind, ...] = ("embed_first", "embed_ns", "ns_trunk", "embed_mask", "mask_trunk")
 STEPS: tuple[Kind, ...] = ("ns", "mask")
 OPTIONAL: tuple[Kind, ...] = ("ns_prefix", "score")
+MASKED: tuple[Kind, ...] = ("embed_mask", "mask_trunk", "mask")
 ATTENTION_KINDS: tuple[Kind, ...] = ("ns_trunk", "mask_trunk", "ns", "mask", *OPTIONAL)
 """Kinds of graph that hold the attention op."""
 
@@ -38,7 +41,9 @@ class EngineOptions:
         batches: numbers of images, the batch buckets; other batches are padded to the next one.
         layout: "profiles" builds the scale-generic trunks, one engine with a profile per scale and
             bucket; "per-scale" builds one engine per step graph instead.
-        unguided: also build profiles of B rows, for passes without the unconditional half.
+        guidance: "default" builds each pass with or without the unconditional half, as the default
+            settings run it: next-scale passes with, masked passes and the first scale without.
+            "any" builds both, as traces and `skip_guidance_below=0` need them.
         extra: kinds to build in addition, of `OPTIONAL`.
         leave_out: kinds not to build, since they run elsewhere.
         workspace_bytes: limit on an engine's scratch memory; None = the GPU's memory.
@@ -46,7 +51,7 @@ class EngineOptions:
 
     batches: tuple[int, ...] = (1,)
     layout: Layout = "profiles"
-    unguided: bool = False
+    guidance: Guidance = "default"
     extra: tuple[Kind, ...] = ()
     leave_out: tuple[Kind, ...] = ()
     workspace_bytes: int | None = None
@@ -58,6 +63,8 @@ class EngineOptions:
             raise ValueError(f"batches must ascend, each once, got {self.batches}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
+        if self.guidance not in GUIDANCES:
+            raise ValueError(f"guidance must be one of {GUIDANCES}, got {self.guidance!r}")
         if unknown := set(self.extra) - set(OPTIONAL):
             raise ValueError(f"extra graphs are {OPTIONAL}, got {sorted(unknown)}")
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
@@ -100,7 +107,7 @@ def plan_profiles(
     return tuple(
         {symbol: size for symbol, size in {**rows, **scale}.items() if symbol in symbols}
         for scale in _scales(spec.kind, patch_nums)
-        for rows in _rows(spec.kind, symbols, options)
+        for rows in _rows(spec, scale, symbols, options)
     )
 
 
@@ -118,15 +125,20 @@ def _scales(kind: Kind, patch_nums: Sequence[int]) -> list[Dims]:
     return [{"l": pn * pn, "blocks_plus_1": 2} for pn in patch_nums[first:]]
 
 
-def _rows(kind: Kind, symbols: set[str], options: EngineOptions) -> list[Dims]:
+def _rows(spec: GraphSpec, scale: Dims, symbols: set[str], options: EngineOptions) -> list[Dims]:
     if "B" in symbols:
         return [{"B": b} for b in options.batches]
-    guided = {2 * b for b in options.batches}
-    single = set(options.batches)
-    if kind == "score":
-        return [{"N": n} for n in sorted(single)]
-    scored = kind == "cond" and "score" in options.extra
-    return [{"N": n} for n in sorted(guided | single if options.unguided or scored else guided)]
+    both, single = {2 * b for b in options.batches}, set(options.batches)
+    if spec.kind == "score":
+        chosen = single
+    elif spec.kind == "cond":  # always of both halves; scoring has one
+        chosen = both | single if "score" in options.extra else both
+    elif options.guidance == "any":
+        chosen = both | single
+    else:
+        is_first = spec.kind == "embed_first" or spec.scale_idx == 0 or scale.get("l") == 1
+        chosen = single if is_first or spec.kind in MASKED else both
+    return [{"N": n} for n in sorted(chosen)]
 
 
 def resolve(spec: TensorSpec, dims: Mapping[str, int]) -> tuple[int, ...]:

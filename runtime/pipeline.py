@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -96,8 +96,8 @@ class Pipeline:
         image_index: Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
         draws: Draws | None = None,
-        on_scale: OnScale = lambda event: None,
-        trace: Record = lambda name, value: None,
+        on_scale: OnScale | None = None,
+        trace: Record | None = None,
     ) -> np.ndarray:
         """Images of the given classes, (B, H, W, 3) uint8.
 
@@ -110,7 +110,9 @@ class Pipeline:
                 else of the batch.
             sampling: default: the published settings.
             draws: replaces the seed, for verification.
-            on_scale: called after every scale, for every part of a split batch.
+            on_scale: called after every scale, for every part of a split batch. With it, with
+                `draws` or with `trace`, backends that run a whole generation at once go step by
+                step.
             trace: receives intermediate results, see `runtime.trace.Trace`.
 
         Raises:
@@ -119,23 +121,32 @@ class Pipeline:
         """
         rows = self._rows(labels)
         sampling = sampling or self.defaults
+        if trace is not None:
+            sampling = replace(sampling, skip_guidance_below=0.0)
         schedule = sampling.checked(self.manifest.model)
         indices = list(range(len(rows))) if image_index is None else list(image_index)
         if len(indices) != len(rows):
             raise ValueError(f"image_index has {len(indices)} entries for {len(rows)} labels")
         if any(not 0 <= i < 1 << 64 for i in indices):
             raise ValueError(f"image_index must be in 0..2^64-1, got {indices}")
+        at_once = draws is trace is on_scale is None and sampling.context == "scale"
         draws = draws or SeededDraws(seed, indices)
         images = []
         for part in self._parts(len(rows)):
+            done = (
+                self.runner.generate(rows[part], indices[part], seed, sampling) if at_once else None
+            )
+            if done is not None:
+                images.append(done)
+                continue
             trajectory = Trajectory(
                 self.runner,
                 rows[part],
                 sampling,
                 schedule,
                 draws.for_images(part, len(rows)),
-                record=trace,
-                on_scale=on_scale,
+                record=trace or (lambda name, value: None),
+                on_scale=on_scale or (lambda event: None),
                 images=part,
             )
             images.append(to_uint8(trajectory.run()))

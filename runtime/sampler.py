@@ -15,6 +15,11 @@ def guidance(cfg: float, scale_idx: int, num_scales: int) -> float:
     return cfg * scale_idx / (num_scales - 1)
 
 
+def masked_guidance(cfg: float) -> float:
+    """Guidance weight t of all masked passes."""
+    return cfg * MASK_CFG_RATIO
+
+
 def guide(raw_2BlV: np.ndarray, t: float) -> np.ndarray:
     """`(1 + t) cond - t uncond`, (B, l, V) float32, of a batch whose first half is conditional."""
     cond, uncond = np.split(raw_2BlV, 2)

@@ -83,7 +83,9 @@ class Trajectory:
         self.model = runner.manifest.model
         self.batch = len(labels)
         none = self.model.num_classes
-        self.cond = condition(runner, [*labels, *([none] * self.batch)])
+        both = condition(runner, [*labels, *([none] * self.batch)])
+        conditional = {name: runner.rows(value, self.batch) for name, value in both.items()}
+        self.cond = {2: both, 1: conditional}
         self.maps: list[np.ndarray] = []  # next-scale inputs so far, each (B, l, Cvae)
 
     def run(self) -> np.ndarray:
@@ -119,9 +121,10 @@ class Trajectory:
     def _predict(self, k: int, pn: int) -> np.ndarray:
         """Final tokens (B, pn*pn) of one scale: the next-scale pass, then its masked passes."""
         t = sampler.guidance(self.config.cfg, k, len(self.model.patch_nums))
-        tokens, p = self._draw(k, 0, self._ns_logits(k), t)
+        tokens, p = self._draw(k, 0, self._ns_logits(k, self._is_guided(t)), t)
         self.record(f"s{k}_ns_tokens", tokens)
         entry = self.schedule[k] if self.schedule is not None else ()
+        t = sampler.masked_guidance(self.config.cfg)
         idx = np.broadcast_to(np.arange(pn * pn), (self.batch, pn * pn))
         for j, count in enumerate(masked_counts(entry, pn * pn), start=1):
             conf = np.take_along_axis(sampler.confidence(p, tokens), idx, axis=1)
@@ -129,56 +132,60 @@ class Trajectory:
             idx = sampler.least_confident(conf, idx, count)
             token_mask = np.zeros(tokens.shape, np.bool_)
             np.put_along_axis(token_mask, idx, True, axis=1)
-            logits = self._mask_logits(k, pn, tokens, token_mask)
-            drawn, p = self._draw(k, j, logits, self.config.cfg * sampler.MASK_CFG_RATIO)
+            logits = self._mask_logits(k, pn, tokens, token_mask, self._is_guided(t))
+            drawn, p = self._draw(k, j, logits, t)
             tokens = np.where(token_mask, drawn, tokens)
             self.record(f"s{k}_m{j}_tokens", tokens)
             self.record(f"s{k}_m{j}_idx_to_mask", idx.astype(np.int32))
         return tokens
 
+    def _is_guided(self, t: float) -> bool:
+        return t >= self.config.skip_guidance_below
+
     def _draw(
-        self, k: int, pass_idx: int, raw_2BlV: np.ndarray, t: float
+        self, k: int, pass_idx: int, raw_NlV: np.ndarray, t: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of one pass, and the truncated distribution that they come from."""
-        guided = sampler.guide(raw_2BlV, t)
+        guided = sampler.guide(raw_NlV, t) if self._is_guided(t) else raw_NlV
         p = sampler.probabilities(sampler.truncate(guided, self.config.top_k, self.config.top_p))
         tokens = self.draws(k, pass_idx, p)
         name = f"s{k}_ns" if pass_idx == 0 else f"s{k}_m{pass_idx}"
-        self.record(f"{name}_raw", raw_2BlV)
+        self.record(f"{name}_raw", raw_NlV)
         self.record(f"{name}_guided", guided)
         self.record(f"{name}_drawn", tokens)
         return tokens, p
 
-    def _ns_logits(self, k: int) -> np.ndarray:
+    def _ns_logits(self, k: int, is_guided: bool) -> np.ndarray:
+        halves = 1 + is_guided
         if self.config.context == "prefix" and k > 0:
             lengths = [pn * pn for pn in self.model.patch_nums[: k + 1]]
             cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
-            maps = _both_halves(np.concatenate(self.maps, axis=1))
-            return self._logits("ns_prefix", None, {"map": maps, "cu_seqlens": cu_seqlens})[
-                :, -lengths[-1] :
-            ]
-        return self._logits("ns", k, {} if k == 0 else {"map": _both_halves(self.maps[-1])})
+            maps = _repeated(np.concatenate(self.maps, axis=1), halves)
+            feeds = {"map": maps, "cu_seqlens": cu_seqlens}
+            return self._logits("ns_prefix", None, feeds, halves)[:, -lengths[-1] :]
+        feeds = {} if k == 0 else {"map": _repeated(self.maps[-1], halves)}
+        return self._logits("ns", k, feeds, halves)
 
     def _mask_logits(
-        self, k: int, pn: int, tokens: np.ndarray, token_mask: np.ndarray
+        self, k: int, pn: int, tokens: np.ndarray, token_mask: np.ndarray, is_guided: bool
     ) -> np.ndarray:
+        halves = 1 + is_guided
         graph = self.runner.manifest.graph("mask_input", k)
         h = self.runner.numpy(self.runner.run(graph, {"tokens": tokens.reshape(-1, pn, pn)})["h"])
         operands = {"map": self.maps[-1], "h": h, "token_mask": token_mask}
-        return self._logits(
-            "mask", k, {name: _both_halves(value) for name, value in operands.items()}
-        )
+        feeds = {name: _repeated(value, halves) for name, value in operands.items()}
+        return self._logits("mask", k, feeds, halves)
 
-    def _logits(self, kind: Any, k: int | None, feeds: dict[str, Any]) -> np.ndarray:
+    def _logits(self, kind: Any, k: int | None, feeds: dict[str, Any], halves: int) -> np.ndarray:
         graph = self.runner.manifest.graph(kind, k)
         conditions = {
-            i.name: self.cond[i.name]
+            i.name: self.cond[halves][i.name]
             for i in self.runner.manifest.graphs[graph].inputs
-            if i.name in self.cond
+            if i.name in self.cond[halves]
         }
         return self.runner.numpy(self.runner.run(graph, {**feeds, **conditions})["logits"])
 
 
-def _both_halves(value: np.ndarray) -> np.ndarray:
-    """The same input for the conditional and the unconditional half."""
-    return np.concatenate((value, value))
+def _repeated(value: np.ndarray, halves: int) -> np.ndarray:
+    """The same input for each half of the guided batch."""
+    return np.concatenate((value,) * halves)

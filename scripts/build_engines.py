@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from runtime.backends.trt_library import FLAVOURS, import_tensorrt
 from runtime.bundle import Bundle, Kind
 from runtime.engine_cache import build_engines
-from runtime.engine_plan import LAYOUTS, OPTIONAL, EngineOptions
+from runtime.engine_plan import GUIDANCES, LAYOUTS, OPTIONAL, EngineOptions
 from runtime.engine_target import ATTENTIONS, choose_target, local_gpu
 from runtime.errors import BackendUnavailableError, DeployError
 from scripts.cli import ProgressBar, parser, run
@@ -85,9 +85,11 @@ def parse_args() -> argparse.Namespace:
         help="kinds of graph not to build, since another backend runs them, such as decode",
     )
     p.add_argument(
-        "--unguided",
-        action="store_true",
-        help="also build profiles for passes without the unconditional half",
+        "--guidance",
+        choices=GUIDANCES,
+        default="default",
+        help="passes with the unconditional half of the batch or without it, as the default "
+        "settings run them; any: both, for traces and other settings",
     )
     p.add_argument("--jobs", type=int, default=1, help="builds at a time, with --gpu")
     p.add_argument("--force", action="store_true", help="build all engines again")
@@ -143,7 +145,7 @@ def main() -> None:
     options = EngineOptions(
         batches=parse_batches(args.batch),
         layout=args.layout,
-        unguided=args.unguided,
+        guidance=args.guidance,
         extra=parse_kinds(args.extra, "--extra"),
         leave_out=parse_kinds(args.leave_out, "--leave-out"),
         workspace_bytes=parse_size(args.max_workspace),

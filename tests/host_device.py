@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from runtime import sampler
 from runtime.backends.trt import TensorRTRunner
 from runtime.bundle import STORED_AS, Bundle, TensorSpec
-from runtime.engine_plan import Dims, EngineOptions, nbytes, plan_engines, resolve, with_totals
+from runtime.draws import SeededDraws
+from runtime.engine_plan import Dims, EngineOptions, plan_engines, resolve, with_totals
+from runtime.trajectory import to_uint8
 
 FILL = 0xFF  # NaN as a float, -1 as an index
 
@@ -22,7 +27,7 @@ class HostDevice:
 
     def __init__(self) -> None:
         self.blocks: dict[int, np.ndarray] = {}
-        self.uploads = self.downloads = 0
+        self.uploads = self.downloads = self.captures = 0
         self.is_closed = False
 
     def allocate(self, nbytes: int) -> int:
@@ -47,8 +52,76 @@ class HostDevice:
     def zero(self, address: int, nbytes: int) -> None:
         ctypes.memset(address, 0, nbytes)
 
+    def capture(self, work: Callable[[], None]) -> HostGraph:
+        self.captures += 1
+        return HostGraph(work)
+
     def close(self) -> None:
         self.is_closed = True
+
+
+class HostGraph:
+    """Does the work again."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work, self.is_closed = work, False
+
+    def launch(self) -> None:
+        assert not self.is_closed
+        self._work()
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class HostKernels:
+    """The rule of `runtime.sampler`, on memory given by addresses."""
+
+    def draw(
+        self, *, logits: int, tokens: int, confidences: int, token_mask: int, settings: int,
+        seed: int, images: int, batch: int, length: int, vocab: int, scale_idx: int,
+        num_scales: int, pass_idx: int, is_guided: bool,
+    ) -> None:  # fmt: skip
+        cfg, top_k, top_p = _memory(settings, np.float64, 3)
+        raw = _memory(logits, np.float32, (1 + is_guided) * batch, length, vocab)
+        t = (
+            sampler.masked_guidance(cfg)
+            if pass_idx
+            else sampler.guidance(cfg, scale_idx, num_scales)
+        )
+        guided = sampler.guide(raw, t) if is_guided else raw
+        p = sampler.probabilities(sampler.truncate(guided, int(top_k), top_p))
+        (seed_value,) = _memory(seed, np.uint64, 1)
+        rows = _memory(images, np.uint64, batch).tolist()
+        drawn = SeededDraws(int(seed_value), rows)(scale_idx, pass_idx, p)
+        where = (
+            _memory(token_mask, np.bool_, batch, length)
+            if pass_idx
+            else np.ones((batch, length), np.bool_)
+        )
+        np.copyto(_memory(tokens, np.int32, batch, length), drawn, where=where)
+        confidence = sampler.confidence(p, drawn)
+        np.copyto(_memory(confidences, np.float32, batch, length), confidence, where=where)
+
+    def select(
+        self, *, confidences: int, candidates: int, selected: int, token_mask: int, batch: int,
+        length: int, num_candidates: int, count: int, is_first: bool,
+    ) -> None:  # fmt: skip
+        among = _memory(candidates, np.int32, batch, length)[:, :num_candidates]
+        if is_first:
+            among = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length))
+        confidence = np.take_along_axis(
+            _memory(confidences, np.float32, batch, length), among, axis=1
+        )
+        chosen = sampler.least_confident(confidence, among, count)
+        _memory(selected, np.int32, batch, length)[:, :count] = chosen
+        mask = _memory(token_mask, np.bool_, batch, length)
+        mask[...] = False
+        np.put_along_axis(mask, chosen, True, axis=1)
+
+    def to_uint8(self, *, image: int, pixels: int, batch: int, side: int) -> None:
+        values = _memory(image, np.float32, batch, 3, side, side)
+        _memory(pixels, np.uint8, batch, side, side, 3)[...] = to_uint8(values)
 
 
 class OrtEngine:
@@ -88,16 +161,25 @@ class OrtEngine:
 
 
 def _at(address: int, spec: TensorSpec, sizes: Dims) -> np.ndarray:
+    return _memory(address, STORED_AS[spec.dtype], *resolve(spec, sizes))
+
+
+def _memory(address: int, dtype: Any, *shape: int) -> np.ndarray:
     """The memory at an address, as an array."""
-    memory = (ctypes.c_uint8 * nbytes(spec, sizes)).from_address(address)
-    return np.frombuffer(memory, STORED_AS[spec.dtype]).reshape(resolve(spec, sizes))
+    memory = (ctypes.c_uint8 * math.prod(shape, start=np.dtype(dtype).itemsize)).from_address(
+        address
+    )
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
-def host_runner(bundle: Bundle, options: EngineOptions) -> tuple[TensorRTRunner, HostDevice]:
+def host_runner(
+    bundle: Bundle, options: EngineOptions, *, has_kernels: bool = False
+) -> tuple[TensorRTRunner, HostDevice]:
     """A runner on the host, with the engines that these options plan."""
     device = HostDevice()
     engines = {
         spec.graph: OrtEngine(bundle, spec.graph, spec.profiles)
         for spec in plan_engines(bundle.manifest, options)
     }
-    return TensorRTRunner(bundle.manifest, engines, device, max(options.batches)), device
+    kernels = HostKernels() if has_kernels else None
+    return TensorRTRunner(bundle.manifest, engines, device, options.batches, kernels), device

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from runtime.bundle import Manifest
+from runtime.config import SamplingConfig
 
 
 class StepRunner(ABC):
@@ -54,6 +55,22 @@ class StepRunner(ABC):
     @abstractmethod
     def numpy(self, value: Any) -> np.ndarray:
         """A value on the host."""
+
+    def generate(
+        self, labels: Sequence[int], images: Sequence[int], seed: int, sampling: SamplingConfig
+    ) -> np.ndarray | None:
+        """A whole generation at once, (B, H, W, 3) uint8; None where the backend goes step by step.
+
+        Args:
+            labels: classes 0..num_classes - 1, or num_classes = no class; at most `max_batch`.
+            images, seed: name the random numbers, see `runtime.philox`.
+            sampling: with the context "scale".
+        """
+        return None
+
+    def rows(self, value: Any, count: int) -> Any:
+        """The first rows of a value."""
+        return self.numpy(value)[:count]
 
     def close(self) -> None:
         """Frees the library's resources, if it holds any; the runner cannot be used afterwards."""

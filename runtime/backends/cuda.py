@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,15 @@ from runtime.errors import BackendError, BackendUnavailableError, NoDeviceError
 logger = logging.getLogger(__name__)
 
 HOW_TO_INSTALL = "pip install cuda-python (or cuda-bindings), of the CUDA release of your driver"
+
+
+class Graph(Protocol):
+    """Captured work."""
+
+    def launch(self) -> None:
+        """Puts the work onto the device's stream once more."""
+
+    def close(self) -> None: ...
 
 
 class Device(Protocol):
@@ -31,6 +41,8 @@ class Device(Protocol):
     def copy(self, target: int, source: int, nbytes: int) -> None: ...
 
     def zero(self, address: int, nbytes: int) -> None: ...
+
+    def capture(self, work: Callable[[], None]) -> Graph: ...
 
     def close(self) -> None: ...
 
@@ -55,8 +67,8 @@ class CudaDevice:
 
     def __init__(self, index: int = 0) -> None:
         self._cuda, self.index = import_cuda(), index
-        self._call("cudaSetDevice", index, why=f"device {index}")
-        (stream,) = self._call(
+        self.call("cudaSetDevice", index, why=f"device {index}")
+        (stream,) = self.call(
             "cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking, why="stream"
         )
         self._stream = int(stream)
@@ -70,7 +82,7 @@ class CudaDevice:
         """Compute capability, as `sm90`."""
         attributes = self._cuda.cudaDeviceAttr
         major, minor = (
-            self._call("cudaDeviceGetAttribute", attribute, self.index, why="compute capability")[0]
+            self.call("cudaDeviceGetAttribute", attribute, self.index, why="compute capability")[0]
             for attribute in (
                 attributes.cudaDevAttrComputeCapabilityMajor,
                 attributes.cudaDevAttrComputeCapabilityMinor,
@@ -80,13 +92,13 @@ class CudaDevice:
 
     def memory(self) -> tuple[int, int]:
         """Free and total memory in bytes."""
-        free, total = self._call("cudaMemGetInfo", why="memory")
+        free, total = self.call("cudaMemGetInfo", why="memory")
         return int(free), int(total)
 
     def allocate(self, nbytes: int) -> int:
         """Address of new device memory."""
         try:
-            (address,) = self._call("cudaMalloc", nbytes, why=f"{nbytes / 1e6:.1f} MB")
+            (address,) = self.call("cudaMalloc", nbytes, why=f"{nbytes / 1e6:.1f} MB")
         except BackendError as error:
             free, total = self.memory()
             raise BackendError(
@@ -96,7 +108,7 @@ class CudaDevice:
         return int(address)
 
     def free(self, address: int) -> None:
-        self._call("cudaFree", address, why="free")
+        self.call("cudaFree", address, why="free")
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Copies a contiguous array to the device; it may be changed afterwards."""
@@ -105,23 +117,41 @@ class CudaDevice:
     def download(self, array: np.ndarray, address: int) -> None:
         """Fills a contiguous array from the device, after all work on the stream."""
         self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
-        self._call("cudaStreamSynchronize", self._stream, why="download")
+        self.call("cudaStreamSynchronize", self._stream, why="download")
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Copies within the device."""
         self._copy(target, source, nbytes, "cudaMemcpyDeviceToDevice")
 
     def zero(self, address: int, nbytes: int) -> None:
-        self._call("cudaMemsetAsync", address, 0, nbytes, self._stream, why="zero")
+        self.call("cudaMemsetAsync", address, 0, nbytes, self._stream, why="zero")
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """What `work` puts onto the stream, as a CUDA graph; nothing of it runs yet.
+
+        The work may not allocate, nor wait for the device.
+        """
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.call("cudaStreamBeginCapture", self._stream, mode, why="capture")
+        try:
+            work()
+        except BaseException:
+            # ends the capture; what was captured is of no use
+            self._cuda.cudaStreamEndCapture(self._stream)
+            raise
+        (graph,) = self.call("cudaStreamEndCapture", self._stream, why="capture")
+        (executable,) = self.call("cudaGraphInstantiate", graph, 0, why="graph")
+        self.call("cudaGraphDestroy", graph, why="graph")
+        return CudaGraph(self, executable)
 
     def close(self) -> None:
         """Ends the stream, after all work on it."""
-        self._call("cudaStreamSynchronize", self._stream, why="close")
-        self._call("cudaStreamDestroy", self._stream, why="close")
+        self.call("cudaStreamSynchronize", self._stream, why="close")
+        self.call("cudaStreamDestroy", self._stream, why="close")
 
     def _copy(self, target: int, source: int, nbytes: int, kind: str) -> None:
         direction = getattr(self._cuda.cudaMemcpyKind, kind)
-        self._call(
+        self.call(
             "cudaMemcpyAsync",
             target,
             source,
@@ -131,7 +161,12 @@ class CudaDevice:
             why=f"{nbytes} bytes",
         )
 
-    def _call(self, function: str, *arguments: Any, why: str) -> tuple[Any, ...]:
+    def call(self, function: str, *arguments: Any, why: str) -> tuple[Any, ...]:
+        """Results of a function of the CUDA runtime.
+
+        Raises:
+            BackendError: it fails.
+        """
         status, *results = getattr(self._cuda, function)(*arguments)
         if status != self._cuda.cudaError_t.cudaSuccess:
             _, text = self._cuda.cudaGetErrorString(status)
@@ -146,3 +181,16 @@ class CudaDevice:
                 )
             raise BackendError(message)
         return tuple(results)
+
+
+class CudaGraph:
+    """An executable CUDA graph."""
+
+    def __init__(self, device: CudaDevice, executable: Any) -> None:
+        self._device, self._executable = device, executable
+
+    def launch(self) -> None:
+        self._device.call("cudaGraphLaunch", self._executable, self._device.stream, why="launch")
+
+    def close(self) -> None:
+        self._device.call("cudaGraphExecDestroy", self._executable, why="graph")

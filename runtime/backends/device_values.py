@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from runtime.backends.cuda import Device
-from runtime.bundle import STORED_AS, DtypeName
+from runtime.bundle import STORED_AS
 
 
 class Buffer:
@@ -58,15 +60,37 @@ class BufferPool:
 class DeviceValue:
     """A tensor on the device; the buffer may be longer, by rows of padding.
 
-    bfloat16 appears on the host as its bits, in uint16.
+    `dtype` is named as in the manifest or by NumPy; bfloat16 appears on the host as its bits, in
+    uint16.
     """
 
-    dtype: DtypeName
+    dtype: str
     shape: tuple[int, ...]
     buffer: Buffer = field(repr=False)
 
+    @classmethod
+    def empty(cls, dtype: str, shape: Sequence[int], pool: BufferPool) -> DeviceValue:
+        """A tensor in a buffer of its own; what it holds is unspecified."""
+        return cls(dtype, tuple(shape), pool.take(_nbytes(dtype, shape)))
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self.dtype, self.shape)
+
+    def reshaped(self, *shape: int) -> DeviceValue:
+        """The same memory as another shape of as many items, or of fewer: the first ones."""
+        return replace(self, shape=shape)
+
     def numpy(self, device: Device) -> np.ndarray:
         """A copy on the host."""
-        array = np.empty(self.shape, STORED_AS[self.dtype])
+        array = np.empty(self.shape, _stored_as(self.dtype))
         device.download(array, self.buffer.address)
         return array
+
+
+def _stored_as(dtype: str) -> np.dtype:
+    return np.dtype(STORED_AS.get(dtype, dtype))
+
+
+def _nbytes(dtype: str, shape: Sequence[int]) -> int:
+    return math.prod(shape, start=_stored_as(dtype).itemsize)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 
+from plugins_trt.loader import PluginError, open_library
 from runtime.backends.base import StepRunner
 from runtime.backends.cuda import CudaDevice, Device
 from runtime.backends.device_values import Buffer, BufferPool, DeviceValue
+from runtime.backends.generation import Generations
+from runtime.backends.sampling_kernels import CudaSamplingKernels, SamplingKernels
 from runtime.backends.trt_engine import Engine, TensorRTEngine
 from runtime.backends.trt_library import (
     TensorRT,
@@ -22,7 +26,7 @@ from runtime.backends.trt_library import (
 )
 from runtime.backends.trunk import run_as_trunk
 from runtime.bundle import STORED_AS, Bundle, Manifest, TensorSpec
-from runtime.config import BackendConfig
+from runtime.config import BackendConfig, SamplingConfig
 from runtime.engine_manifest import FUNCTION_BODY, EngineFolder, built_with, find_engines
 from runtime.engine_plan import STEPS, Dims, bind, nbytes, resolve, select_profile, with_totals
 from runtime.errors import BackendError, BackendUnavailableError, EngineIncompatibleError
@@ -36,17 +40,36 @@ class TensorRTRunner(StepRunner):
     A batch smaller than the profile's is padded with rows that nobody reads. Transformer passes of
     all scales go through the scale-generic trunks, unless there is an engine of the step's own
     graph. Scratch memory is shared by all engines; inputs and outputs lie in a pool of buffers.
+    With sampling kernels, whole generations are CUDA graphs.
+
+    Args:
+        batches: numbers of images that the engines were built for, ascending.
     """
 
     def __init__(
-        self, manifest: Manifest, engines: Mapping[str, Engine], device: Device, max_batch: int
+        self,
+        manifest: Manifest,
+        engines: Mapping[str, Engine],
+        device: Device,
+        batches: Sequence[int],
+        kernels: SamplingKernels | None = None,
     ) -> None:
         super().__init__(manifest)
-        self.max_batch = max_batch
+        self.max_batch = max(batches)
         self._engines, self._device, self._pool = dict(engines), device, BufferPool(device)
+        self._constants: dict[bytes, DeviceValue] = {}
         self._activations = self._pool.take(
             max((e.activation_nbytes for e in engines.values()), default=0) or 1
         )
+        self._generations = (
+            None if kernels is None else Generations(self._in_pool, kernels, device, batches)
+        )
+
+    def _in_pool(self, pool: BufferPool) -> TensorRTRunner:
+        """The same engines, with inputs and outputs in another pool."""
+        other = copy(self)
+        other._pool = pool
+        return other
 
     @classmethod
     def load(cls, bundle: Bundle, config: BackendConfig) -> TensorRTRunner:
@@ -66,7 +89,8 @@ class TensorRTRunner(StepRunner):
                 bundle, library.flavour, library.version, device.gpu, config.engines
             )
             engines = _load_engines(library, found, bundle, config, device.gpu)
-            return cls(bundle.manifest, engines, device, max(found.manifest.batches))
+            kernels = _load_kernels(device)
+            return cls(bundle.manifest, engines, device, found.manifest.batches, kernels)
         except BaseException:
             device.close()
             raise
@@ -79,7 +103,7 @@ class TensorRTRunner(StepRunner):
         spec, engine = self.manifest.graphs[graph], self._engines.get(graph)
         if engine is None:
             if spec.kind in STEPS:
-                return run_as_trunk(self.manifest, graph, feeds, self._run)
+                return run_as_trunk(self.manifest, graph, feeds, self._run, self._constant)
             raise EngineIncompatibleError(
                 f"graph {graph}: no engine of it is loaded, there are {sorted(self._engines)}; "
                 f"build one with scripts/build_engines.py, or run it elsewhere, such as "
@@ -90,7 +114,8 @@ class TensorRTRunner(StepRunner):
         if profile is None:
             raise EngineIncompatibleError(
                 f"engine {graph}: no profile for {dims}, there are {_listed(engine.profiles)}; "
-                "build engines for this batch with scripts/build_engines.py --batch"
+                "build engines for this batch with scripts/build_engines.py --batch, and with "
+                "--guidance any for passes that are not guided as by default"
             )
         sizes = with_totals({**dims, **engine.profiles[profile]})
         inputs = {i.name: self._on_device(i, feeds[i.name], sizes) for i in spec.inputs}
@@ -129,10 +154,34 @@ class TensorRTRunner(StepRunner):
             self._device.upload(buffer.address, value)
         return buffer
 
+    def _constant(self, array: np.ndarray) -> DeviceValue:
+        """A value that is uploaded once."""
+        key = array.tobytes()
+        if key not in self._constants:
+            value = DeviceValue.empty(array.dtype.name, array.shape, self._pool)
+            self._device.upload(value.buffer.address, array)
+            self._constants[key] = value
+        return self._constants[key]
+
+    def generate(
+        self, labels: Sequence[int], images: Sequence[int], seed: int, sampling: SamplingConfig
+    ) -> np.ndarray | None:
+        if self._generations is None:
+            return None
+        return self._generations(labels, images, seed, sampling)
+
+    def rows(self, value: Any, count: int) -> Any:
+        if not isinstance(value, DeviceValue):
+            return value[:count]
+        return value.reshaped(count, *value.shape[1:])
+
     def numpy(self, value: Any) -> np.ndarray:
         return value.numpy(self._device) if isinstance(value, DeviceValue) else value
 
     def close(self) -> None:
+        if self._generations is not None:
+            self._generations.close()
+            self._generations = None
         if self._engines:
             for engine in self._engines.values():
                 engine.close()
@@ -184,6 +233,15 @@ def _load_engines(
         time.perf_counter() - start,
     )
     return engines
+
+
+def _load_kernels(device: CudaDevice) -> CudaSamplingKernels | None:
+    try:
+        library = open_library("trt").path
+        return CudaSamplingKernels(library, device.gpu, device.stream)
+    except (PluginError, BackendUnavailableError) as error:
+        logger.warning("sampling on the host, and no CUDA graphs: %s", error)
+        return None
 
 
 def _load_plugin(library: TensorRT, found: EngineFolder, needed: list[str]) -> None:

@@ -15,11 +15,13 @@ def run_as_trunk(
     graph: str,
     feeds: Mapping[str, Any],
     run: Callable[[str, Mapping[str, Any]], list[Any]],
+    constant: Callable[[np.ndarray], Any] = lambda array: array,
 ) -> list[Any]:
     """Outputs of an `ns` or `mask` graph, by its embedding and its trunk: the same operations.
 
     Args:
         run: runs a graph of the bundle, given its name and feeds.
+        constant: makes a value that is the same at every call.
     """
     spec, patch_nums = manifest.graphs[graph], manifest.model.patch_nums
     assert spec.scale_idx is not None
@@ -31,8 +33,8 @@ def run_as_trunk(
     trunk = manifest.graph("ns_trunk" if spec.kind == "ns" else "mask_trunk")
     values = {
         **feeds,
-        "positions": np.arange(start, start + length, dtype=np.int32),
-        "cu_seqlens": np.array([0, length], np.int32),
+        "positions": constant(np.arange(start, start + length, dtype=np.int32)),
+        "cu_seqlens": constant(np.array([0, length], np.int32)),
     }
     results: list[Any] = []
     for name in (embed, trunk):

@@ -56,7 +56,7 @@ GRAPHS = (
 def bundle(tiny_bundle: Path) -> Bundle:
     bundle = Bundle.open(tiny_bundle)
     target = choose_target(import_tensorrt(), (), local_gpu(), attention="function")
-    build_engines(bundle, target, EngineOptions(batches=BATCHES))
+    build_engines(bundle, target, EngineOptions(batches=BATCHES, guidance="any"))
     return bundle
 
 

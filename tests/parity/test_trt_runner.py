@@ -39,7 +39,9 @@ def bundle(tiny_bundle: Path) -> Bundle:
     ids=lambda value: str(value).replace(" ", ""),
 )
 def test_golden_trace(bundle: Bundle, name: str, batches: tuple[int, ...], layout: Layout) -> None:
-    runner, device = host_runner(bundle, EngineOptions(batches=batches, layout=layout))
+    runner, device = host_runner(
+        bundle, EngineOptions(batches=batches, layout=layout, guidance="any")
+    )
     entry, golden = TINY.trace(name)
     with Pipeline(runner, max_batch=max(batches)) as pipeline:
         compare_trace(golden, run_pipeline(pipeline, entry, golden))
@@ -47,7 +49,7 @@ def test_golden_trace(bundle: Bundle, name: str, batches: tuple[int, ...], layou
 
 
 def test_prefix_context_and_score(bundle: Bundle, tiny_pipeline: Pipeline) -> None:
-    options = EngineOptions(batches=(3,), extra=("ns_prefix", "score"))
+    options = EngineOptions(batches=(3,), guidance="any", extra=("ns_prefix", "score"))
     entry, golden = TINY.trace("argmax_kvcache")
     with Pipeline(host_runner(bundle, options)[0], max_batch=3) as pipeline:
         compare_trace(golden, run_pipeline(pipeline, entry, golden))
@@ -110,7 +112,7 @@ def test_a_batch_without_profile_is_named(bundle: Bundle) -> None:
 
 
 def test_a_graph_left_out_is_named_and_can_be_placed(bundle: Bundle) -> None:
-    options = EngineOptions(batches=(2,), leave_out=("decode",))
+    options = EngineOptions(batches=(2,), guidance="any", leave_out=("decode",))
     runner, _ = host_runner(bundle, options)
     entry, golden = TINY.trace("argmax")
     with pytest.raises(EngineIncompatibleError, match=r'placement=\{"decode": "ort-cpu"\}'):

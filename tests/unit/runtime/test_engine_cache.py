@@ -110,8 +110,8 @@ CHANGES: dict[str, tuple[Callable[[Bundle], Bundle], Target, EngineOptions, str]
     "rows": (
         lambda b: b,
         TARGET,
-        dataclasses.replace(OPTIONS, unguided=True),
-        "cond: found 2 profiles, needed 4",
+        dataclasses.replace(OPTIONS, guidance="any"),
+        "ns0: found 2 profiles, needed 4",
     ),
 }
 

@@ -35,14 +35,16 @@ def test_a_trunk_has_one_profile_per_scale_and_batch() -> None:
     trunk = spec("ns_trunk", x=("N", "l", 8), cu_seqlens=("blocks_plus_1",))
     profiles = plan_profiles(trunk, PATCH_NUMS, EngineOptions(batches=(1, 4)))
     assert profiles == tuple(
-        {"N": n, "l": pn * pn, "blocks_plus_1": 2} for pn in PATCH_NUMS for n in (2, 8)
+        {"N": n, "l": pn * pn, "blocks_plus_1": 2}
+        for pn in PATCH_NUMS
+        for n in ((1, 4) if pn == 1 else (2, 8))
     )
 
 
 def test_masked_passes_start_at_the_second_scale() -> None:
     trunk = spec("mask_trunk", x=("N", "l", 8))
     profiles = plan_profiles(trunk, PATCH_NUMS, EngineOptions())
-    assert profiles == ({"N": 2, "l": 4}, {"N": 2, "l": 9})
+    assert profiles == ({"N": 1, "l": 4}, {"N": 1, "l": 9})
 
 
 def test_rows_of_guided_and_unguided_passes() -> None:
@@ -50,8 +52,10 @@ def test_rows_of_guided_and_unguided_passes() -> None:
         planned = EngineOptions(batches=(1, 2), **options)  # type: ignore[arg-type]
         return [p[symbol] for p in plan_profiles(spec(kind, x=(symbol,)), PATCH_NUMS, planned)]
 
-    assert rows("cond") == rows("embed_first") == [2, 4]
-    assert rows("cond", unguided=True) == [1, 2, 4]
+    assert rows("cond") == rows("cond", guidance="any") == [2, 4]
+    assert rows("embed_first") == rows("mask") == [1, 2]
+    assert rows("ns") == [2, 4]
+    assert rows("embed_first", guidance="any") == rows("ns", guidance="any") == [1, 2, 4]
     assert rows("cond", extra=("score",)) == [1, 2, 4]
     assert rows("score", extra=("score",)) == rows("decode", "B") == [1, 2]
 

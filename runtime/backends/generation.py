@@ -1,0 +1,286 @@
+"""Whole generations on a device, each a single CUDA graph from labels to pixels."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime import sampler
+from runtime.backends.base import StepRunner
+from runtime.backends.cuda import Device, Graph
+from runtime.backends.device_values import BufferPool, DeviceValue
+from runtime.backends.sampling_kernels import SamplingKernels
+from runtime.bundle import Kind, ModelSpec
+from runtime.config import SamplingConfig
+from runtime.schedule import Schedule, masked_counts
+
+logger = logging.getLogger(__name__)
+
+MAX_GRAPHS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What decides which work a generation consists of; all else is read from the device.
+
+    Attributes:
+        batch: rows of images.
+        schedule: of the masked passes.
+        is_guided: whether the next-scale pass of each scale has the unconditional half.
+        is_mask_guided: whether masked passes have it.
+    """
+
+    batch: int
+    schedule: Schedule | None
+    is_guided: tuple[bool, ...]
+    is_mask_guided: bool
+
+    @classmethod
+    def of(cls, sampling: SamplingConfig, model: ModelSpec, batch: int) -> Plan:
+        S, floor = len(model.patch_nums), sampling.skip_guidance_below
+        return cls(
+            batch=batch,
+            schedule=sampling.checked(model),
+            is_guided=tuple(sampler.guidance(sampling.cfg, k, S) >= floor for k in range(S)),
+            is_mask_guided=sampler.masked_guidance(sampling.cfg) >= floor,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a generation reads from the device: written before, unchanged while it runs."""
+
+    labels: DeviceValue
+    images: DeviceValue
+    seed: DeviceValue
+    settings: DeviceValue
+
+
+class Generation:
+    """The work of one plan, captured once and replayed.
+
+    Args:
+        runner: keeps what it returns on `device`, in `pool`.
+        pool: of buffers that nothing else holds values in while a generation runs.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        runner: StepRunner,
+        kernels: SamplingKernels,
+        device: Device,
+        pool: BufferPool,
+        inputs: Inputs,
+    ) -> None:
+        self._plan, self._runner, self._kernels = plan, runner, kernels
+        self._device, self._pool, self._inputs = device, pool, inputs
+        self._model = runner.manifest.model
+        side = self._model.image_side_px
+        self._pixels = self._new("uint8", plan.batch, side, side, 3)
+        P = self._model.patch_nums[-1]
+        self._zeros = self._new("float32", plan.batch, self._model.latent_channels, P, P)
+        device.zero(self._zeros.buffer.address, self._zeros.buffer.nbytes)
+        start = time.perf_counter()
+        self._enqueue()  # whatever is made at first use is made now
+        self._graph: Graph = device.capture(self._enqueue)
+        logger.info("%s: captured, %.2f s", plan, time.perf_counter() - start)
+
+    def __call__(self) -> np.ndarray:
+        """Images (B, H, W, 3) uint8 of the present inputs."""
+        self._graph.launch()
+        return self._pixels.numpy(self._device)
+
+    def close(self) -> None:
+        self._graph.close()
+
+    def _new(self, dtype: str, *shape: int) -> DeviceValue:
+        return DeviceValue.empty(dtype, shape, self._pool)
+
+    def _enqueue(self) -> None:
+        manifest, B = self._runner.manifest, self._plan.batch
+        both = self._runner.run(manifest.graph("cond"), {"label": self._inputs.labels})
+        cond = {2: both, 1: {name: self._runner.rows(v, B) for name, v in both.items()}}
+        f_hat, map_B = self._zeros, None
+        for k, pn in enumerate(self._model.patch_nums):
+            tokens = self._predict(k, pn, cond, map_B)
+            feeds = {"tokens": tokens.reshaped(B, pn, pn), "f_hat": f_hat}
+            results = self._runner.run(manifest.graph("quant", k), feeds)
+            f_hat, map_B = results["f_hat_out"], results.get("map")
+        image = self._runner.run(manifest.graph("decode"), {"f_hat": f_hat})["image"]
+        self._kernels.to_uint8(
+            image=image.buffer.address,
+            pixels=self._pixels.buffer.address,
+            batch=B,
+            side=self._model.image_side_px,
+        )
+
+    def _predict(
+        self, k: int, pn: int, cond: dict[int, dict[str, DeviceValue]], map_B: DeviceValue | None
+    ) -> DeviceValue:
+        """Final tokens (B, pn*pn) of one scale: the next-scale pass, then its masked passes."""
+        B, l = self._plan.batch, pn * pn
+        halves = 1 + self._plan.is_guided[k]
+        tokens, confidences = self._new("int32", B, l), self._new("float32", B, l)
+        operands = {} if map_B is None else {"map": map_B}
+        logits = self._logits("ns", k, operands, cond, halves)
+        self._draw(k, 0, logits, tokens, confidences, None, halves)
+        entry = self._plan.schedule[k] if self._plan.schedule is not None else ()
+        candidates, num_candidates = self._new("int32", B, l), l
+        halves = 1 + self._plan.is_mask_guided
+        for j, count in enumerate(masked_counts(entry, l), start=1):
+            selected, token_mask = self._new("int32", B, l), self._new("bool", B, l)
+            self._kernels.select(
+                confidences=confidences.buffer.address,
+                candidates=candidates.buffer.address,
+                selected=selected.buffer.address,
+                token_mask=token_mask.buffer.address,
+                batch=B,
+                length=l,
+                num_candidates=num_candidates,
+                count=count,
+                is_first=j == 1,
+            )
+            graph = self._runner.manifest.graph("mask_input", k)
+            h = self._runner.run(graph, {"tokens": tokens.reshaped(B, pn, pn)})["h"]
+            masked = {**operands, "h": h, "token_mask": token_mask}
+            logits = self._logits("mask", k, masked, cond, halves)
+            self._draw(k, j, logits, tokens, confidences, token_mask, halves)
+            candidates, num_candidates = selected, count
+        return tokens
+
+    def _logits(
+        self,
+        kind: Kind,
+        k: int,
+        operands: dict[str, DeviceValue],
+        cond: dict[int, dict[str, DeviceValue]],
+        halves: int,
+    ) -> DeviceValue:
+        graph = self._runner.manifest.graph(kind, k)
+        feeds = {name: self._repeated(value, halves) for name, value in operands.items()}
+        wanted = {i.name for i in self._runner.manifest.graphs[graph].inputs}
+        feeds |= {name: value for name, value in cond[halves].items() if name in wanted}
+        return self._runner.run(graph, feeds)["logits"]
+
+    def _repeated(self, value: DeviceValue, halves: int) -> DeviceValue:
+        """The same input for each half of the guided batch."""
+        if halves == 1:
+            return value
+        repeated = self._new(value.dtype, halves * value.shape[0], *value.shape[1:])
+        for half in range(halves):
+            target = repeated.buffer.address + half * value.nbytes
+            self._device.copy(target, value.buffer.address, value.nbytes)
+        return repeated
+
+    def _draw(
+        self,
+        k: int,
+        pass_idx: int,
+        logits: DeviceValue,
+        tokens: DeviceValue,
+        confidences: DeviceValue,
+        token_mask: DeviceValue | None,
+        halves: int,
+    ) -> None:
+        self._kernels.draw(
+            logits=logits.buffer.address,
+            tokens=tokens.buffer.address,
+            confidences=confidences.buffer.address,
+            token_mask=0 if token_mask is None else token_mask.buffer.address,
+            settings=self._inputs.settings.buffer.address,
+            seed=self._inputs.seed.buffer.address,
+            images=self._inputs.images.buffer.address,
+            batch=self._plan.batch,
+            length=tokens.shape[1],
+            vocab=self._model.vocab_size,
+            scale_idx=k,
+            num_scales=len(self._model.patch_nums),
+            pass_idx=pass_idx,
+            is_guided=halves == 2,
+        )
+
+
+class Generations:
+    """Generations by plan; the least recently used goes when there are too many.
+
+    Args:
+        runner: makes the runner that works in a pool.
+        batches: sizes that there are engines for, ascending.
+    """
+
+    def __init__(
+        self,
+        runner: Callable[[BufferPool], StepRunner],
+        kernels: SamplingKernels,
+        device: Device,
+        batches: Sequence[int],
+    ) -> None:
+        self._kernels, self._device, self._batches = kernels, device, tuple(batches)
+        self._pool = BufferPool(device)
+        self._runner = runner(self._pool)
+        self._inputs: dict[int, Inputs] = {}
+        self._made: OrderedDict[Plan, Generation] = OrderedDict()
+
+    def __call__(
+        self, labels: Sequence[int], images: Sequence[int], seed: int, sampling: SamplingConfig
+    ) -> np.ndarray:
+        """Images (B, H, W, 3) uint8.
+
+        Args:
+            labels: classes 0..num_classes - 1, or num_classes = no class; at most as many as the
+                largest of `batches`.
+            images, seed: name the random numbers, see `runtime.philox`.
+        """
+        batch = next(b for b in self._batches if b >= len(labels))
+        plan = Plan.of(sampling, self._runner.manifest.model, batch)
+        inputs = self._fill(batch, labels, images, seed, sampling)
+        generation = self._made.get(plan)
+        if generation is None:
+            generation = Generation(
+                plan, self._runner, self._kernels, self._device, self._pool, inputs
+            )
+            while len(self._made) >= MAX_GRAPHS:
+                self._made.popitem(last=False)[1].close()
+            self._made[plan] = generation
+        self._made.move_to_end(plan)
+        return generation()[: len(labels)]
+
+    def _fill(
+        self,
+        batch: int,
+        labels: Sequence[int],
+        images: Sequence[int],
+        seed: int,
+        sampling: SamplingConfig,
+    ) -> Inputs:
+        """Writes the inputs; rows of padding are unconditional."""
+        none, padding = self._runner.manifest.model.num_classes, batch - len(labels)
+        arrays: dict[str, np.ndarray] = {
+            "labels": np.array([*labels, *([none] * (padding + batch))], np.int32),
+            "images": np.array([*images, *([0] * padding)], np.uint64).view(np.int64),
+            "seed": np.array([seed], np.uint64).view(np.int64),
+            "settings": np.array([sampling.cfg, sampling.top_k, sampling.top_p], np.float64),
+        }
+        if batch not in self._inputs:
+            self._inputs[batch] = Inputs(
+                **{
+                    name: DeviceValue.empty(array.dtype.name, array.shape, self._pool)
+                    for name, array in arrays.items()
+                }
+            )
+        inputs = self._inputs[batch]
+        for name, array in arrays.items():
+            self._device.upload(getattr(inputs, name).buffer.address, array)
+        return inputs
+
+    def close(self) -> None:
+        for generation in self._made.values():
+            generation.close()
+        self._made.clear()
+        self._pool.close()
