@@ -28,11 +28,17 @@ import triton
 from triton.backends.nvidia.compiler import get_ptxas
 
 from plugins_trt.block_sparse_attn import lowering, spec
-from plugins_trt.block_sparse_attn.lowering import AheadOfTimeError, Kernel, Unit
+from plugins_trt.block_sparse_attn.lowering import (
+    AheadOfTimeError,
+    Kernel,
+    Unit,
+    normalize_keys_sizes,
+    normalize_keys_unit,
+)
 from plugins_trt.block_sparse_attn.variants import (
     ARCHITECTURES,
     HEAD_DIMS,
-    KEY_SCALE_BLOCK,
+    NORMALIZE_BLOCK,
     Norm,
     Variant,
     variants,
@@ -70,8 +76,8 @@ HEADER = """\
 // Parameters of the kernels, in order: PARAMETER(type, name).
 #define BSA_ATTENTION_PARAMETERS(PARAMETER) \\
 {attention_parameters}
-#define BSA_KEY_SCALE_PARAMETERS(PARAMETER) \\
-{key_scale_parameters}
+#define BSA_NORMALIZE_KEYS_PARAMETERS(PARAMETER) \\
+{normalize_keys_parameters}
 
 typedef struct {{
     int32_t arch;
@@ -80,15 +86,15 @@ typedef struct {{
     int32_t head_dim, threads, shared_bytes;
     int32_t block;  // positions of one program
     // of attention kernels, see variants.py
-    int32_t qk_l2_norm, has_key_scale, min_programs, min_block;
+    int32_t qk_l2_norm, normalizes_keys, min_programs, min_block;
 }} bsa_kernel;
 
 // By architecture; within it in the order in which a call tries them.
 static const bsa_kernel BSA_ATTENTION_KERNELS[] = {{
 {attention_rows}
 }};
-static const bsa_kernel BSA_KEY_SCALE_KERNELS[] = {{
-{key_scale_rows}
+static const bsa_kernel BSA_NORMALIZE_KEYS_KERNELS[] = {{
+{normalize_keys_rows}
 }};
 """
 
@@ -162,12 +168,12 @@ Kernels = Mapping[tuple[int, Unit], Kernel]  # by `lowered_as` and unit
 
 def header(arches: Sequence[int], kernels: Kernels) -> str:
     """The C header that describes the fatbinary."""
-    attention_rows, key_scale_rows = [], []
+    attention_rows, normalize_keys_rows = [], []
     for arch in arches:
         attention_rows += [_attention_row(arch, v, kernels) for v in variants()]
-        key_scale_rows += [
-            _row(arch, lowering.key_scale_unit(dtype, d), d, KEY_SCALE_BLOCK, (0, 0, 0, 0), kernels)
-            for dtype, d in lowering.key_scale_sizes()
+        normalize_keys_rows += [
+            _row(arch, normalize_keys_unit(dtype, d), d, NORMALIZE_BLOCK, (0, 0, 0, 0), kernels)
+            for dtype, d in normalize_keys_sizes()
         ]
     return HEADER.format(
         op_name=spec.OP_NAME,
@@ -178,9 +184,9 @@ def header(arches: Sequence[int], kernels: Kernels) -> str:
         head_dims=", ".join(map(str, HEAD_DIMS)),
         patterns=", ".join(f'"{pattern}"' for pattern in spec.PATTERNS),
         attention_parameters=_c_parameters("block_sparse_attention_kernel"),
-        key_scale_parameters=_c_parameters("key_scale_kernel"),
+        normalize_keys_parameters=_c_parameters("normalize_keys_kernel"),
         attention_rows="\n".join(attention_rows),
-        key_scale_rows="\n".join(key_scale_rows),
+        normalize_keys_rows="\n".join(normalize_keys_rows),
     )
 
 
@@ -194,8 +200,8 @@ def _c_parameters(function: lowering.FunctionName) -> str:
 
 def _attention_row(arch: int, variant: Variant, kernels: Kernels) -> str:
     tile = variant.tile
-    has_key_scale = variant.norm is Norm.BEFOREHAND
-    choice = (int(variant.qk_l2_norm), int(has_key_scale), tile.min_programs, tile.min_block)
+    normalizes_keys = variant.norm is Norm.BEFOREHAND
+    choice = (int(variant.qk_l2_norm), int(normalizes_keys), tile.min_programs, tile.min_block)
     unit = lowering.attention_unit(variant)
     return _row(arch, unit, variant.head_dim, tile.block_m, choice, kernels)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plugins_trt.block_sparse_attn.kernel import block_sparse_attention_kernel, key_scale_kernel
+from plugins_trt.block_sparse_attn.kernel import (
+    block_sparse_attention_kernel,
+    normalize_keys_kernel,
+)
 from plugins_trt.block_sparse_attn.spec import OP_NAME, Attributes
 from plugins_trt.block_sparse_attn.variants import (
     DTYPES,
-    KEY_SCALE_BLOCK,
-    KEY_SCALE_WARPS,
+    NORMALIZE_BLOCK,
+    NORMALIZE_WARPS,
     Norm,
     Tile,
     choose_tile,
@@ -32,7 +35,7 @@ def run_kernel(
 ) -> Tensor:
     """Attention output (B, T, H * d), enqueued on the current stream without a host copy.
 
-    One or two kernels, see `Tile.has_key_scale`.
+    One or two kernels, see `Tile.normalizes_keys`.
 
     Args:
         q, k, v: (B, T, H, d) with equal strides and contiguous heads: tensors of their own, or the
@@ -61,21 +64,21 @@ def run_kernel(
     num_blocks = len(cu_seqlens) - 1
     tile = tile or choose_tile(dtype, d, batch=B, length=T, heads=H, num_blocks=num_blocks)
     norm = tile.norm(attributes.qk_l2_norm)
-    key_scale = cu_seqlens  # not read
     with torch.cuda.device(q.device):
         if norm is Norm.BEFOREHAND:
-            key_scale = q.new_empty((B, H, T), dtype=torch.float32)
-            key_scale_kernel[(-(-T // KEY_SCALE_BLOCK), H, B)](
+            normalized_k = k.new_empty((B, H, T, d))
+            normalize_keys_kernel[(-(-T // NORMALIZE_BLOCK), H, B)](
                 k,
                 scale_mul,
-                key_scale,
+                normalized_k,
                 *k.stride()[:3],
                 T,
                 H,
                 HEAD_DIM=d,
-                BLOCK_N=KEY_SCALE_BLOCK,
-                num_warps=KEY_SCALE_WARPS,
+                BLOCK_N=NORMALIZE_BLOCK,
+                num_warps=NORMALIZE_WARPS,
             )
+            k = normalized_k
         block_sparse_attention_kernel[(-(-T // tile.block_m), H, B)](
             q,
             k,
@@ -83,7 +86,6 @@ def run_kernel(
             out,
             cu_seqlens,
             cu_seqlens if scale_mul is None else scale_mul,
-            key_scale,
             *q.stride()[:3],
             T,
             H,

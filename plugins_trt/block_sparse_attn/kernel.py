@@ -7,7 +7,8 @@ running softmax (Milakov and Gimelshein, arXiv:1805.02867). Steps that every pos
 sees in full need no mask and run in a loop of their own.
 
 Norms of queries are taken where the queries are loaded. Norms of keys are taken in each step, or,
-where many programs would repeat that for the same keys, by `key_scale_kernel` beforehand.
+where many programs would repeat that for the same keys, `normalize_keys_kernel` writes normalised
+keys beforehand, and the steps read those.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SCAN = tl.constexpr(256)  # boundaries read at once while looking for the progra
 NEAR = tl.constexpr(16)  # boundaries compared at once with every position
 NO_NORM = tl.constexpr(Norm.NONE.value)
 NORM_IN_STEPS = tl.constexpr(Norm.IN_STEPS.value)
+NORM_BEFOREHAND = tl.constexpr(Norm.BEFOREHAND.value)
 
 
 @triton.jit
@@ -39,32 +41,27 @@ def _inverse_norm(x_Nd):
 @triton.jit
 def _step(
     acc_Md, sum_M, max_M, q_Md, row_scale_M, key_sign,
-    k, v, key_scale, start, stride_t, offs_N, offs_d, first_M, stop_M, key_stop,
+    k, v, start, key_stride_t, stride_t, offs_N, offs_d, first_M, stop_M, key_stop,
     IS_MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """The running softmax after the keys `start + offs_N`."""
-    base = start.to(tl.int64) * stride_t
-    offs_Nd = offs_N[:, None] * stride_t + offs_d[None, :]
+    k += start.to(tl.int64) * key_stride_t
+    v += start.to(tl.int64) * stride_t
+    k_offs_Nd = offs_N[:, None] * key_stride_t + offs_d[None, :]
+    v_offs_Nd = offs_N[:, None] * stride_t + offs_d[None, :]
     if IS_MASKED:
-        is_key_N = start + offs_N < key_stop
-        is_key_Nd = is_key_N[:, None] & (offs_d < HEAD_DIM)[None, :]
-        k_Nd = tl.load(k + base + offs_Nd, mask=is_key_Nd, other=0.0)
-        v_Nd = tl.load(v + base + offs_Nd, mask=is_key_Nd, other=0.0)
+        is_key_Nd = (start + offs_N < key_stop)[:, None] & (offs_d < HEAD_DIM)[None, :]
+        k_Nd = tl.load(k + k_offs_Nd, mask=is_key_Nd, other=0.0)
+        v_Nd = tl.load(v + v_offs_Nd, mask=is_key_Nd, other=0.0)
     elif HEAD_DIM < offs_d.shape[0]:
-        k_Nd = tl.load(k + base + offs_Nd, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
-        v_Nd = tl.load(v + base + offs_Nd, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
+        k_Nd = tl.load(k + k_offs_Nd, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
+        v_Nd = tl.load(v + v_offs_Nd, mask=(offs_d < HEAD_DIM)[None, :], other=0.0)
     else:
-        k_Nd = tl.load(k + base + offs_Nd)
-        v_Nd = tl.load(v + base + offs_Nd)
+        k_Nd = tl.load(k + k_offs_Nd)
+        v_Nd = tl.load(v + v_offs_Nd)
     logits_MN = tl.dot(q_Md, tl.trans(k_Nd), input_precision="ieee")
     if NORM == NORM_IN_STEPS:
         logits_MN = logits_MN * (_inverse_norm(k_Nd) * key_sign)[None, :]
-    elif NORM != NO_NORM:
-        if IS_MASKED:
-            key_scale_N = tl.load(key_scale + start + offs_N, mask=is_key_N, other=0.0)
-        else:
-            key_scale_N = tl.load(key_scale + start + offs_N)
-        logits_MN = logits_MN * key_scale_N[None, :]
     if IS_MASKED:
         position_N = start + offs_N
         is_seen_MN = (position_N[None, :] >= first_M[:, None]) & (
@@ -87,23 +84,28 @@ def _step(
 # lengths and counts change from call to call; a kernel for each of their properties would not pay
 @triton.jit(do_not_specialize=["length", "heads", "num_blocks", "is_causal"])
 def block_sparse_attention_kernel(
-    q, k, v, o, cu_seqlens, scale_mul, key_scale,
+    q, k, v, o, cu_seqlens, scale_mul,
     stride_b, stride_t, stride_h, length, heads, num_blocks, sm_scale, is_causal,
     HEAD_DIM: tl.constexpr, NORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(length / BLOCK_M), heads, batch); arguments as in `csrc/bsa.h`.
 
-    `scale_mul` is read with a norm only, `key_scale` if it was written by `key_scale_kernel`;
-    `is_causal` is 1 for block_causal. All strides count elements and are shared by q, k and v; the
-    last dimension is contiguous.
+    `scale_mul` is read with a norm only; `is_causal` is 1 for block_causal. All strides count
+    elements and are shared by q, k and v; the last dimension is contiguous. With NORM_BEFOREHAND, k
+    is what `normalize_keys_kernel` wrote.
     """
     PADDED_DIM: tl.constexpr = max(16, triton.next_power_of_2(HEAD_DIM))
     # with block_causal the last positions see the most keys: they start first
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     head, row = tl.program_id(1), tl.program_id(2)
     offset = row.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
-    q, k, v = q + offset, k + offset, v + offset
-    key_scale += (row.to(tl.int64) * heads + head) * length
+    q, v = q + offset, v + offset
+    if NORM == NORM_BEFOREHAND:
+        k += (row.to(tl.int64) * heads + head) * length * HEAD_DIM
+        key_stride_t = HEAD_DIM
+    else:
+        k += offset
+        key_stride_t = stride_t
 
     first_position = tile * BLOCK_M
     last_position = tl.minimum(first_position + BLOCK_M, length) - 1
@@ -152,7 +154,7 @@ def block_sparse_attention_kernel(
     for step in range(0, num_unmasked):
         acc_Md, sum_M, max_M = _step(
             acc_Md, sum_M, max_M, q_Md, row_scale_M, key_sign,
-            k, v, key_scale, unmasked_start + step * BLOCK_N, stride_t, offs_N, offs_d,
+            k, v, unmasked_start + step * BLOCK_N, key_stride_t, stride_t, offs_N, offs_d,
             position_M, position_M, key_stop, False, HEAD_DIM, NORM,
         )  # fmt: skip
     # for the steps with a mask: where the keys of each position start and stop
@@ -171,7 +173,7 @@ def block_sparse_attention_kernel(
         start += tl.where(step < num_before, 0, unmasked_stop - unmasked_start)
         acc_Md, sum_M, max_M = _step(
             acc_Md, sum_M, max_M, q_Md, row_scale_M, key_sign,
-            k, v, key_scale, start, stride_t, offs_N, offs_d,
+            k, v, start, key_stride_t, stride_t, offs_N, offs_d,
             first_M, stop_M, key_stop, True, HEAD_DIM, NORM,
         )  # fmt: skip
 
@@ -183,11 +185,11 @@ def block_sparse_attention_kernel(
 
 
 @triton.jit(do_not_specialize=["length", "heads"])
-def key_scale_kernel(
-    k, scale_mul, key_scale, stride_b, stride_t, stride_h, length, heads,
+def normalize_keys_kernel(
+    k, scale_mul, normalized_k, stride_b, stride_t, stride_h, length, heads,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Writes 1 / |k| with the sign of `scale_mul` to key_scale (B, H, T), in float32.
+    """Writes k / |k| with the sign of `scale_mul` to normalized_k (B, H, T, d), contiguous.
 
     Grid (ceil(length / BLOCK_N), heads, batch).
     """
@@ -195,9 +197,11 @@ def key_scale_kernel(
     position_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_d = tl.arange(0, max(16, triton.next_power_of_2(HEAD_DIM)))
     k += row.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
+    normalized_k += (row.to(tl.int64) * heads + head) * length * HEAD_DIM
     is_key_Nd = (position_N < length)[:, None] & (offs_d < HEAD_DIM)[None, :]
     offs_Nd = position_N.to(tl.int64)[:, None] * stride_t + offs_d[None, :]
-    inverse_N = _inverse_norm(tl.load(k + offs_Nd, mask=is_key_Nd, other=0.0))
+    k_Nd = tl.load(k + offs_Nd, mask=is_key_Nd, other=0.0)
     sign = tl.where(tl.load(scale_mul + head) < 0, -1.0, 1.0)
-    key_scale += (row.to(tl.int64) * heads + head) * length
-    tl.store(key_scale + position_N, inverse_N * sign, mask=position_N < length)
+    unit_Nd = k_Nd.to(tl.float32) * (_inverse_norm(k_Nd) * sign)[:, None]
+    offs_out_Nd = position_N.to(tl.int64)[:, None] * HEAD_DIM + offs_d[None, :]
+    tl.store(normalized_k + offs_out_Nd, unit_Nd.to(k_Nd.dtype), mask=is_key_Nd)

@@ -14,8 +14,8 @@ from triton.compiler import ASTSource, make_backend
 
 from plugins_trt.block_sparse_attn import kernel
 from plugins_trt.block_sparse_attn.variants import (
-    KEY_SCALE_BLOCK,
-    KEY_SCALE_WARPS,
+    NORMALIZE_BLOCK,
+    NORMALIZE_WARPS,
     Dtype,
     Norm,
     Variant,
@@ -29,23 +29,22 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Of the kernels' parameters: `*` is a pointer to the unit's dtype. bsa.h promises that these
 # pointers, and the strides in bytes, are multiples of ALIGN_BYTES.
 PARAMETERS = {
-    **dict.fromkeys(("q", "k", "v", "o"), "*"),
+    **dict.fromkeys(("q", "k", "v", "o", "normalized_k"), "*"),
     "cu_seqlens": "*i32",
     "scale_mul": "*fp32",
-    "key_scale": "*fp32",
     "stride_b": "i64",
     **dict.fromkeys(("stride_t", "stride_h", "length", "heads", "num_blocks"), "i32"),
     "sm_scale": "fp32",
     "is_causal": "i32",
 }
-ALIGNED_POINTERS = ("q", "k", "v", "o")
+ALIGNED_POINTERS = ("q", "k", "v", "o", "normalized_k")
 ALIGNED_STRIDES = ("stride_b", "stride_t", "stride_h")
 ALIGN_BYTES = 16
 
 # Appended to the kernels' own parameters by the compiler.
 SCRATCH_PARAMETERS = ("global_scratch", "profile_scratch")
 
-FunctionName = Literal["block_sparse_attention_kernel", "key_scale_kernel"]
+FunctionName = Literal["block_sparse_attention_kernel", "normalize_keys_kernel"]
 
 
 class AheadOfTimeError(Exception):
@@ -103,19 +102,19 @@ def attention_unit(variant: Variant) -> Unit:
     )
 
 
-def key_scale_unit(dtype: Dtype, head_dim: int) -> Unit:
-    """The kernel that takes the norms of keys beforehand."""
+def normalize_keys_unit(dtype: Dtype, head_dim: int) -> Unit:
+    """The kernel that normalises keys beforehand."""
     return Unit(
-        name=f"bsa_key_scale_{dtype}_d{head_dim}",
-        function="key_scale_kernel",
+        name=f"bsa_normalize_keys_{dtype}_d{head_dim}",
+        function="normalize_keys_kernel",
         dtype=dtype,
-        constants=(("HEAD_DIM", head_dim), ("BLOCK_N", KEY_SCALE_BLOCK)),
-        num_warps=KEY_SCALE_WARPS,
+        constants=(("HEAD_DIM", head_dim), ("BLOCK_N", NORMALIZE_BLOCK)),
+        num_warps=NORMALIZE_WARPS,
     )
 
 
-def key_scale_sizes() -> tuple[tuple[Dtype, int], ...]:
-    """Dtypes and head dimensions for which some variant takes the norms of keys beforehand."""
+def normalize_keys_sizes() -> tuple[tuple[Dtype, int], ...]:
+    """Dtypes and head dimensions for which some variant has its keys normalised beforehand."""
     return tuple(
         dict.fromkeys((v.dtype, v.head_dim) for v in variants() if v.norm is Norm.BEFOREHAND)
     )
@@ -125,7 +124,7 @@ def all_units() -> tuple[Unit, ...]:
     """Everything that the fatbinary holds, for one architecture."""
     return (
         *(attention_unit(variant) for variant in variants()),
-        *(key_scale_unit(*size) for size in key_scale_sizes()),
+        *(normalize_keys_unit(*size) for size in normalize_keys_sizes()),
     )
 
 

@@ -16,12 +16,12 @@ HEAD_DIMS = (64, 80, 128)
 ARCHITECTURES = (80, 86, 89, 90, 120)
 
 
-KEY_SCALE_BLOCK = 64  # keys of one program of `key_scale_kernel`
-KEY_SCALE_WARPS = 4
+NORMALIZE_BLOCK = 64  # keys of one program of `normalize_keys_kernel`
+NORMALIZE_WARPS = 4
 
 
 class Norm(Enum):
-    """Where a kernel takes the norms of the keys."""
+    """Where the norms of the keys are taken."""
 
     NONE = 0
     IN_STEPS = 1
@@ -37,8 +37,8 @@ class Tile:
         block_n: keys of one step.
         num_warps: warps of one program.
         num_stages: steps whose loads are in flight.
-        has_key_scale: with q/k L2 norm, the norms of the keys are taken beforehand; that is a
-            second, short kernel and a workspace of one float per key.
+        normalizes_keys: with q/k L2 norm, the keys are normalised beforehand; that is a second,
+            short kernel and a workspace of the keys' size.
         min_programs: smallest number of programs for which the tile is taken.
         min_block: smallest mean length of the blocks for which the tile is taken.
         max_registers: of a thread, so that more programs fit a multiprocessor; None leaves it to
@@ -49,7 +49,7 @@ class Tile:
     block_n: int
     num_warps: int
     num_stages: int
-    has_key_scale: bool = False
+    normalizes_keys: bool = False
     min_programs: int = 0
     min_block: int = 0
     max_registers: int | None = None
@@ -58,7 +58,7 @@ class Tile:
         """Where the norms of the keys are taken."""
         if not qk_l2_norm:
             return Norm.NONE
-        return Norm.BEFOREHAND if self.has_key_scale else Norm.IN_STEPS
+        return Norm.BEFOREHAND if self.normalizes_keys else Norm.IN_STEPS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,17 +86,17 @@ class Variant:
 _HALF = (
     Tile(
         block_m=128, block_n=64, num_warps=8, num_stages=3,
-        has_key_scale=True, min_programs=256, min_block=1024, max_registers=128,
+        normalizes_keys=True, min_programs=256, min_block=1024, max_registers=128,
     ),
     Tile(
         block_m=64, block_n=64, num_warps=4, num_stages=3,
-        has_key_scale=True, min_programs=64, min_block=48, max_registers=128,
+        normalizes_keys=True, min_programs=64, min_block=48, max_registers=128,
     ),
     Tile(block_m=64, block_n=32, num_warps=4, num_stages=2, min_programs=64),
     Tile(block_m=16, block_n=64, num_warps=4, num_stages=2),
 )  # fmt: skip
 _HALF_WIDE = (
-    Tile(block_m=64, block_n=32, num_warps=4, num_stages=3, has_key_scale=True, min_programs=64),
+    Tile(block_m=64, block_n=32, num_warps=4, num_stages=3, normalizes_keys=True, min_programs=64),
     Tile(block_m=16, block_n=32, num_warps=4, num_stages=2),
 )
 _FLOAT = (Tile(block_m=32, block_n=32, num_warps=4, num_stages=2),)

@@ -38,9 +38,7 @@ class Call:
         num_bytes = launcher.workspace_bytes(
             inputs.qkv.dtype, inputs.attributes.qk_l2_norm, parts[0].shape
         )
-        self.workspace = torch.full(
-            (num_bytes // 4,), torch.nan, dtype=torch.float32, device=inputs.qkv.device
-        )
+        self.workspace = inputs.qkv.new_full((num_bytes // inputs.qkv.itemsize,), torch.nan)
 
     def __call__(self) -> torch.Tensor:
         params = params_of(

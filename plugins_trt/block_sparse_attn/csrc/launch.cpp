@@ -13,7 +13,7 @@ extern "C" const unsigned char bsa_fatbin[];
 namespace {
 
 constexpr int kNumAttention = std::size(BSA_ATTENTION_KERNELS);
-constexpr int kNumKeyScale = std::size(BSA_KEY_SCALE_KERNELS);
+constexpr int kNumNormalizeKeys = std::size(BSA_NORMALIZE_KEYS_KERNELS);
 constexpr int kMaxDevices = 64;  // of which a kernel remembers that it is ready
 constexpr int kMaxGrid = 65535;  // in y and z
 constexpr int64_t kMaxLength = int64_t{1} << 30;
@@ -25,7 +25,7 @@ struct LoadedKernel {
 };
 
 LoadedKernel loaded_attention[kNumAttention];
-LoadedKernel loaded_key_scale[kNumKeyScale];
+LoadedKernel loaded_normalize_keys[kNumNormalizeKeys];
 std::mutex loading;
 cudaLibrary_t library = nullptr;  // guarded by `loading`; stays for the life of the process
 
@@ -105,6 +105,8 @@ cudaError_t load(const bsa_kernel& kernel, LoadedKernel& entry) {
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % BSA_ALIGN_BYTES == 0; }
 
+uint32_t item_bytes(bsa_dtype dtype) { return dtype == BSA_FLOAT32 ? 4 : 2; }
+
 bool has_head_dim(int head_dim) {
     for (const int supported : {BSA_HEAD_DIMS}) {
         if (head_dim == supported) {
@@ -121,8 +123,8 @@ struct AttentionArguments {
     BSA_ATTENTION_PARAMETERS(FIELD)
 };
 
-struct KeyScaleArguments {
-    BSA_KEY_SCALE_PARAMETERS(FIELD)
+struct NormalizeKeysArguments {
+    BSA_NORMALIZE_KEYS_PARAMETERS(FIELD)
 };
 
 // Makes the kernel ready on the current device where it is not yet, and enqueues it.
@@ -144,21 +146,21 @@ cudaError_t launch(const bsa_kernel& kernel, LoadedKernel& entry, int device, co
     return cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(entry.handle.load()), arguments);
 }
 
-// Inverse norms of the keys, to the workspace.
-cudaError_t launch_key_scale(const bsa_params& p, int arch, int device, cudaStream_t stream) {
-    KeyScaleArguments arguments{};
+// Normalised keys, to the workspace.
+cudaError_t launch_normalize_keys(const bsa_params& p, int arch, int device, cudaStream_t stream) {
+    NormalizeKeysArguments arguments{};
     arguments.k = p.k;
     arguments.scale_mul = p.scale_mul;
-    arguments.key_scale = p.workspace;
+    arguments.normalized_k = p.workspace;
     arguments.stride_b = p.stride_b;
     arguments.stride_t = static_cast<int32_t>(p.stride_t);
     arguments.stride_h = static_cast<int32_t>(p.stride_h);
     arguments.length = p.length;
     arguments.heads = p.heads;
-    void* pointers[] = {BSA_KEY_SCALE_PARAMETERS(ADDRESS)};
-    for (const bsa_kernel& kernel : BSA_KEY_SCALE_KERNELS) {
+    void* pointers[] = {BSA_NORMALIZE_KEYS_PARAMETERS(ADDRESS)};
+    for (const bsa_kernel& kernel : BSA_NORMALIZE_KEYS_KERNELS) {
         if (kernel.arch == arch && kernel.dtype == p.dtype && kernel.head_dim == p.head_dim) {
-            LoadedKernel& entry = loaded_key_scale[&kernel - BSA_KEY_SCALE_KERNELS];
+            LoadedKernel& entry = loaded_normalize_keys[&kernel - BSA_NORMALIZE_KEYS_KERNELS];
             return launch(kernel, entry, device, p, pointers, stream);
         }
     }
@@ -169,9 +171,9 @@ cudaError_t launch_key_scale(const bsa_params& p, int arch, int device, cudaStre
 
 size_t bsa_workspace_bytes(bsa_dtype dtype, int32_t head_dim, int32_t qk_l2_norm, int32_t batch,
                            int32_t length, int32_t heads) {
-    for (const bsa_kernel& kernel : BSA_KEY_SCALE_KERNELS) {
+    for (const bsa_kernel& kernel : BSA_NORMALIZE_KEYS_KERNELS) {
         if (qk_l2_norm && kernel.dtype == dtype && kernel.head_dim == head_dim) {
-            return sizeof(float) * batch * heads * length;  // (B, H, T)
+            return size_t{item_bytes(dtype)} * batch * heads * length * head_dim;  // (B, H, T, d)
         }
     }
     return 0;
@@ -210,10 +212,11 @@ const char* bsa_check(const bsa_params* params) {
         bsa_workspace_bytes(p.dtype, p.head_dim, p.scale_mul != nullptr, p.batch, p.length, p.heads) > 0) {
         return "workspace must not be null: bsa_workspace_bytes says how large";
     }
-    if (!is_aligned(p.q) || !is_aligned(p.k) || !is_aligned(p.v) || !is_aligned(p.o)) {
-        return "q, k, v and o must be aligned to 16 bytes";
+    if (!is_aligned(p.q) || !is_aligned(p.k) || !is_aligned(p.v) || !is_aligned(p.o) ||
+        !is_aligned(p.workspace)) {
+        return "q, k, v, o and workspace must be aligned to 16 bytes";
     }
-    const int64_t item = p.dtype == BSA_FLOAT32 ? 4 : 2;
+    const int64_t item = item_bytes(p.dtype);
     if ((p.stride_b * item) % BSA_ALIGN_BYTES != 0 || (p.stride_t * item) % BSA_ALIGN_BYTES != 0 ||
         (p.stride_h * item) % BSA_ALIGN_BYTES != 0) {
         return "strides must be multiples of 16 bytes";
@@ -248,20 +251,19 @@ cudaError_t bsa_launch(const bsa_params* params, cudaStream_t stream) {
     if (kernel == nullptr) {
         return cudaErrorNoKernelImageForDevice;
     }
-    if (kernel->has_key_scale) {
-        status = launch_key_scale(p, kernel->arch, device, stream);
+    if (kernel->normalizes_keys) {
+        status = launch_normalize_keys(p, kernel->arch, device, stream);
         if (status != cudaSuccess) {
             return status;
         }
     }
     AttentionArguments arguments{};
     arguments.q = p.q;
-    arguments.k = p.k;
+    arguments.k = kernel->normalizes_keys ? p.workspace : p.k;
     arguments.v = p.v;
     arguments.o = p.o;
     arguments.cu_seqlens = p.cu_seqlens;
     arguments.scale_mul = p.scale_mul;
-    arguments.key_scale = p.workspace;
     arguments.stride_b = p.stride_b;
     arguments.stride_t = static_cast<int32_t>(p.stride_t);
     arguments.stride_h = static_cast<int32_t>(p.stride_h);

@@ -11,7 +11,10 @@ import sys
 import torch
 import triton
 
-from plugins_trt.block_sparse_attn.kernel import block_sparse_attention_kernel, key_scale_kernel
+from plugins_trt.block_sparse_attn.kernel import (
+    block_sparse_attention_kernel,
+    normalize_keys_kernel,
+)
 from plugins_trt.block_sparse_attn.spec import PATTERNS
 from plugins_trt.block_sparse_attn.variants import Norm
 from tests.attention_cases import PACKS, Inputs, make_inputs, relative_error
@@ -21,15 +24,16 @@ def interpret(inputs: Inputs, norm: Norm, block_m: int = 64, block_n: int = 32) 
     B, T, _, H, d = inputs.qkv.shape
     q, k, v = inputs.qkv.unbind(2)
     out = torch.full((B, T, H * d), torch.nan, dtype=inputs.qkv.dtype)
-    key_scale = torch.full((B, H, T), torch.nan)
     a, scale_mul, strides = inputs.attributes, inputs.scale_mul, q.stride()[:3]
     if norm is Norm.BEFOREHAND:
-        key_scale_kernel[(triton.cdiv(T, block_n), H, B)](
-            k, scale_mul, key_scale, *strides, T, H, HEAD_DIM=d, BLOCK_N=block_n
+        normalized_k = k.new_full((B, H, T, d), torch.nan)
+        normalize_keys_kernel[(triton.cdiv(T, block_n), H, B)](
+            k, scale_mul, normalized_k, *strides, T, H, HEAD_DIM=d, BLOCK_N=block_n
         )
+        k = normalized_k
     block_sparse_attention_kernel[(triton.cdiv(T, block_m), H, B)](
         q, k, v, out, inputs.cu_seqlens, inputs.cu_seqlens if scale_mul is None else scale_mul,
-        key_scale, *strides, T, H, len(inputs.cu_seqlens) - 1,
+        *strides, T, H, len(inputs.cu_seqlens) - 1,
         a.sm_scale, int(a.pattern == "block_causal"),
         HEAD_DIM=d, NORM=norm.value, BLOCK_M=block_m, BLOCK_N=block_n,
     )  # fmt: skip

@@ -350,9 +350,9 @@ CASE(workspace_is_for_the_largest_shape) {
         return build_of(plugin).getWorkspaceSize(tensors.data(), 3, nullptr, 1);
     };
     CHECK(bytes(*create({kSmScale})) == 0);
-    CHECK(bytes(*create({kSmScale, qk_l2_norm(kTrue)})) == 6 * 30 * 4 * sizeof(float));
+    CHECK(bytes(*create({kSmScale, qk_l2_norm(kTrue)})) == 6 * 30 * 4 * 64 * sizeof(uint16_t));
     tensors[0].max = desc({6, 30, 4, 64}, DataType::kHALF).dims;
-    CHECK(bytes(*create({kSmScale, qk_l2_norm(kTrue)})) == 6 * 30 * 4 * sizeof(float));
+    CHECK(bytes(*create({kSmScale, qk_l2_norm(kTrue)})) == 6 * 30 * 4 * 64 * sizeof(uint16_t));
 }
 
 CASE(formats_of_packed_input) {
@@ -425,6 +425,7 @@ CASE(launcher_says_what_is_wrong) {
     CHECK(says("null", [](bsa_params& p) { p.v = nullptr; }));
     CHECK(says("workspace", [](bsa_params& p) { p.scale_mul = reinterpret_cast<const float*>(memory); }));
     CHECK(says("aligned to 16 bytes", [](bsa_params& p) { p.k = memory + 8; }));
+    CHECK(says("aligned to 16 bytes", [](bsa_params& p) { p.workspace = memory + 8; }));
     CHECK(says("multiples of 16 bytes", [](bsa_params& p) { p.stride_t = 252; }));
     CHECK(says("at most 2^23", [](bsa_params& p) { p.stride_t = int64_t{1} << 24; }));
     bsa_params empty = good;

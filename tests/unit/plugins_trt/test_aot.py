@@ -32,8 +32,8 @@ def test_kernel_carries_its_name_and_figures(kernel: lowering.Kernel) -> None:
     assert ".file" not in kernel.ptx and ".loc" not in kernel.ptx
 
 
-def test_key_scale_kernel() -> None:
-    unit = lowering.key_scale_unit("float16", 64)
+def test_normalize_keys_kernel() -> None:
+    unit = lowering.normalize_keys_unit("float16", 64)
     kernel = lowering.compile_kernel(unit, 90)
     assert f".visible .entry {unit.name}(" in kernel.ptx and ".target sm_90a" in kernel.ptx
 

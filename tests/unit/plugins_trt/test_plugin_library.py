@@ -115,14 +115,12 @@ def test_launcher_takes_the_tile_that_python_takes(launcher: Launcher, dtype: st
         assert launcher.kernel_name(params, rng.choice(ARCHITECTURES)) == variant.name
 
 
-def test_workspace_is_one_float_per_key_where_norms_are_taken_beforehand(
-    launcher: Launcher,
-) -> None:
+def test_workspace_holds_the_keys_where_they_are_normalised_beforehand(launcher: Launcher) -> None:
     for dtype, head_dim, norm in itertools.product(DTYPES, HEAD_DIMS, (False, True)):
         beforehand = any(t.norm(norm) is Norm.BEFOREHAND for t in tiles(dtype, head_dim))
-        expected = 4 * 2 * 30 * 3 if beforehand else 0
-        shape = (2, 30, 3, head_dim)
-        assert launcher.workspace_bytes(getattr(torch, dtype), norm, shape) == expected
+        k = torch.empty(2, 30, 3, head_dim, dtype=getattr(torch, dtype))
+        expected = k.nbytes if beforehand else 0
+        assert launcher.workspace_bytes(k.dtype, norm, k.shape) == expected
 
 
 @pytest.mark.parametrize(
