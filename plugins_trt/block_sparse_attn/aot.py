@@ -1,58 +1,29 @@
 """Compiles the kernels ahead of time, without a GPU, to one fatbinary and the launcher's table.
 
-Every kernel becomes PTX, all PTX of one architecture one cubin, and all cubins one `bsa.fatbin`.
-`bsa_kernels.h` beside it says what the fatbinary holds and how its kernels are called; parameters,
-threads and shared memory in it are the compiler's own figures. Equal input gives equal bytes; what
-was compiled before is taken from `cache/` in the same folder.
+`bsa_kernels.h` beside `bsa.fatbin` says what the fatbinary holds and how its kernels are called;
+parameters, threads and shared memory in it are the compiler's own figures.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import inspect
-import json
 import logging
-import re
-import shutil
-import subprocess
-import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict
-from multiprocessing import get_context
-from os import cpu_count
+from collections.abc import Sequence
 from pathlib import Path
 
-import triton
-from triton.backends.nvidia.compiler import get_ptxas
-
-from plugins_trt.block_sparse_attn import lowering, spec
-from plugins_trt.block_sparse_attn.lowering import (
-    AheadOfTimeError,
-    Kernel,
-    Unit,
-    normalize_keys_sizes,
-    normalize_keys_unit,
-)
+from plugins_trt.ahead_of_time.fatbin import Kernels, build_fatbin, find_fatbinary, parse_args
+from plugins_trt.ahead_of_time.lowering import SCRATCH_PARAMETERS, Unit
+from plugins_trt.block_sparse_attn import spec, units
+from plugins_trt.block_sparse_attn.units import normalize_keys_sizes, normalize_keys_unit
 from plugins_trt.block_sparse_attn.variants import (
-    ARCHITECTURES,
     HEAD_DIMS,
     NORMALIZE_BLOCK,
+    Dtype,
     Norm,
     Variant,
     variants,
 )
 
-logger = logging.getLogger(__name__)
-
 FATBIN_FILE, HEADER_FILE = "bsa.fatbin", "bsa_kernels.h"
-
-# PTX made for 8.0 serves all of 8.x, which the compiler treats alike: ptxas tells them apart.
-LOWERED_AS = {86: 80, 89: 80}
-
-# Shared memory that one program may have.
-MAX_SHARED_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 120: 101376}
 
 C_TYPES = {"i32": "int32_t", "i64": "int64_t", "fp32": "float"}
 
@@ -99,88 +70,21 @@ static const bsa_kernel BSA_NORMALIZE_KEYS_KERNELS[] = {{
 """
 
 
-def lowered_as(arch: int) -> int:
-    """Architecture whose PTX serves this one."""
-    return LOWERED_AS.get(arch, arch)
-
-
-def target_of(arch: int) -> str:
-    """Target of ptxas. Hopper's tensor cores need sm_90a; for later ones the suffix would only
-    exclude other minor versions."""
-    return f"sm_{arch}a" if arch == 90 else f"sm_{arch}"
-
-
-def digest(*parts: object) -> str:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
-
-
-def compile_cached(unit: Unit, arch: int, folder: Path) -> Kernel:
-    """As `lowering.compile_kernel`, from the cache where it holds the kernel."""
-    tools = triton.__version__, get_ptxas(arch).version, inspect.getsource(lowering.compile_kernel)
-    path = folder / f"{digest(*tools, lowering.source(unit).hash(), unit, arch)}.json"
-    if not path.exists():
-        kernel = lowering.compile_kernel(unit, arch)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(kernel)))
-        partial.rename(path)
-    return Kernel(**json.loads(path.read_text()))
-
-
-def build_cubin(ptx: str, arch: int, folder: Path) -> Path:
-    """Path of the cubin of a PTX module; beside it a `.log` of what ptxas says."""
-    ptxas = get_ptxas(arch)
-    target = target_of(arch)
-    ptx = re.sub(r"^\.target \w+", f".target {target}", ptx, flags=re.MULTILINE)
-    key = digest(ptx, ptxas.version, target)
-    cubin, text = folder / f"{key}.cubin", folder / f"{key}.ptx"
-    if not cubin.exists():
-        text.write_text(ptx)
-        partial = cubin.with_suffix(".partial")
-        said = run_tool(
-            [ptxas.path, "-v", f"--gpu-name={target}", text.name, "-o", partial.name], folder
-        )
-        cubin.with_suffix(".log").write_text(said)
-        partial.rename(cubin)
-    return cubin
-
-
-def link_fatbin(cubins: Mapping[int, Path], fatbin: Path, fatbinary: str) -> None:
-    """Gathers the cubins of all architectures in one compressed file."""
-    images = [
-        f"--image3=kind=elf,sm={target_of(arch).removeprefix('sm_')},file={cubin.name}"
-        for arch, cubin in cubins.items()
-    ]
-    folder = next(iter(cubins.values())).parent
-    run_tool([fatbinary, "-64", "--compress-all", f"--create={FATBIN_FILE}", *images], folder)
-    (folder / FATBIN_FILE).replace(fatbin)
-
-
-def run_tool(command: Sequence[str], folder: Path) -> str:
-    """What a tool printed; it runs in the folder, so that its output knows no other path."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise AheadOfTimeError(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr}")
-    return done.stdout + done.stderr
-
-
-Kernels = Mapping[tuple[int, Unit], Kernel]  # by `lowered_as` and unit
-
-
 def header(arches: Sequence[int], kernels: Kernels) -> str:
     """The C header that describes the fatbinary."""
     attention_rows, normalize_keys_rows = [], []
     for arch in arches:
         attention_rows += [_attention_row(arch, v, kernels) for v in variants()]
         normalize_keys_rows += [
-            _row(arch, normalize_keys_unit(dtype, d), d, NORMALIZE_BLOCK, (0, 0, 0, 0), kernels)
-            for dtype, d in normalize_keys_sizes()
+            _row(arch, normalize_keys_unit(*size), size, NORMALIZE_BLOCK, (0, 0, 0, 0), kernels)
+            for size in normalize_keys_sizes()
         ]
     return HEADER.format(
         op_name=spec.OP_NAME,
         plugin_namespace=spec.PLUGIN_NAMESPACE,
         plugin_version=spec.PLUGIN_VERSION,
         architectures=",".join(map(str, arches)),
-        align_bytes=lowering.ALIGN_BYTES,
+        align_bytes=units.ALIGN_BYTES,
         head_dims=", ".join(map(str, HEAD_DIMS)),
         patterns=", ".join(f'"{pattern}"' for pattern in spec.PATTERNS),
         attention_parameters=_c_parameters("block_sparse_attention_kernel"),
@@ -190,11 +94,12 @@ def header(arches: Sequence[int], kernels: Kernels) -> str:
     )
 
 
-def _c_parameters(function: lowering.FunctionName) -> str:
+def _c_parameters(function: units.FunctionName) -> str:
+    any_dtype: Dtype = "float32"
     parameters = [
         ("const void*" if kind.startswith("*") else C_TYPES[kind], name)
-        for name, kind in lowering.run_time_parameters(function).items()
-    ] + [("const void*", name) for name in lowering.SCRATCH_PARAMETERS]
+        for name, kind in units.parameters(function, any_dtype)
+    ] + [("const void*", name) for name in SCRATCH_PARAMETERS]
     return " \\\n".join(f"    PARAMETER({kind}, {name})" for kind, name in parameters)
 
 
@@ -202,135 +107,33 @@ def _attention_row(arch: int, variant: Variant, kernels: Kernels) -> str:
     tile = variant.tile
     normalizes_keys = variant.norm is Norm.BEFOREHAND
     choice = (int(variant.qk_l2_norm), int(normalizes_keys), tile.min_programs, tile.min_block)
-    unit = lowering.attention_unit(variant)
-    return _row(arch, unit, variant.head_dim, tile.block_m, choice, kernels)
+    size = variant.dtype, variant.head_dim
+    return _row(arch, units.attention_unit(variant), size, tile.block_m, choice, kernels)
 
 
 def _row(
     arch: int,
     unit: Unit,
-    head_dim: int,
+    size: tuple[Dtype, int],
     block: int,
     choice: tuple[int, int, int, int],
     kernels: Kernels,
 ) -> str:
-    kernel = kernels[lowered_as(arch), unit]
-    if kernel.shared_bytes > MAX_SHARED_BYTES[arch]:
-        raise AheadOfTimeError(
-            f"{unit.name}: {kernel.shared_bytes} bytes of shared memory, sm_{arch} has "
-            f"{MAX_SHARED_BYTES[arch]}; give the variant smaller tiles or fewer stages"
-        )
+    kernel, (dtype, head_dim) = kernels[arch, unit], size
     numbers = (head_dim, kernel.threads, kernel.shared_bytes, block, *choice)
-    return (
-        f'    {{{arch}, "{unit.name}", BSA_{unit.dtype.upper()}, {", ".join(map(str, numbers))}}},'
-    )
+    return f'    {{{arch}, "{unit.name}", BSA_{dtype.upper()}, {", ".join(map(str, numbers))}}},'
 
 
 def build(arches: Sequence[int], out: Path, *, fatbinary: str, jobs: int) -> None:
-    """Writes the fatbinary and its header.
-
-    Args:
-        arches: compute capabilities, such as 80 and 90.
-        out: folder, made if need be.
-        fatbinary: the program of that name from a CUDA toolkit.
-        jobs: processes to use.
-
-    Raises:
-        AheadOfTimeError: the compiler's output does not fit the launcher, or a tool failed.
-    """
-    began = time.perf_counter()
-    cache = out / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
-    # spawned: the compiler's threads do not survive a fork
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        kernels, assembling = compile_all(pool, arches, cache)
-        cubins = {arch: assembling[arch].result() for arch in arches}
+    """Writes the fatbinary and its header to a folder; arguments as of `build_fatbin`."""
+    kernels = build_fatbin(
+        units.all_units(), arches, out / FATBIN_FILE, fatbinary=fatbinary, jobs=jobs
+    )
     (out / HEADER_FILE).write_text(header(arches, kernels))
-    for arch, cubin in cubins.items():
-        _log_spills(arch, cubin.with_suffix(".log").read_text())
-    link_fatbin(cubins, out / FATBIN_FILE, fatbinary)
-    logger.info(
-        "%s: %d kernels for %d architectures, %.1f MiB, %.0f s",
-        out / FATBIN_FILE,
-        len(lowering.all_units()),
-        len(arches),
-        (out / FATBIN_FILE).stat().st_size / 2**20,
-        time.perf_counter() - began,
-    )
-
-
-def compile_all(
-    pool: Executor, arches: Sequence[int], cache: Path
-) -> tuple[Kernels, dict[int, Future[Path]]]:
-    """PTX of all kernels, and the cubins by architecture, on their way."""
-    units = lowering.all_units()
-    wanted = {(lowered_as(arch), unit): None for arch in arches for unit in units}
-    pending = {pool.submit(compile_cached, u, front, cache): (front, u) for front, u in wanted}
-    kernels: dict[tuple[int, Unit], Kernel] = {}
-    assembling: dict[int, Future[Path]] = {}
-    for done in as_completed(pending):
-        front, unit = pending[done]
-        kernels[front, unit] = done.result()
-        logger.info("[%d/%d] sm_%d %s", len(kernels), len(wanted), front, unit.name)
-        if all((front, u) in kernels for u in units):
-            ptx = lowering.merge_ptx([kernels[front, u] for u in units])
-            for arch in arches:
-                if lowered_as(arch) == front:
-                    assembling[arch] = pool.submit(build_cubin, ptx, arch, cache)
-    return kernels, assembling
-
-
-def _log_spills(arch: int, said: str) -> None:
-    spills = re.findall(r"Function properties for (\w+)\n.*?(\d+) bytes spill stores", said)
-    for name, spilled in spills:
-        if int(spilled):
-            logger.info("sm_%d %s: %s bytes of registers spilled", arch, name, spilled)
-
-
-def find_fatbinary() -> str:
-    """Path of the CUDA toolkit's `fatbinary`.
-
-    Raises:
-        AheadOfTimeError: there is none.
-    """
-    nvcc = shutil.which("nvcc")
-    places = [Path("/usr/local/cuda/bin")] + ([Path(nvcc).resolve().parent] if nvcc else [])
-    found = shutil.which("fatbinary") or shutil.which("fatbinary", path=":".join(map(str, places)))
-    if found is None:
-        raise AheadOfTimeError(
-            "fatbinary: not on PATH; it comes with the CUDA toolkit "
-            "(or: pip install nvidia-cuda-nvcc); else name it with --fatbinary"
-        )
-    return found
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m plugins_trt.block_sparse_attn.aot",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--arch",
-        default=",".join(map(str, ARCHITECTURES)),
-        help="compute capabilities, with commas (default: %(default)s)",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--fatbinary", help="the CUDA toolkit's fatbinary (default: from PATH)")
-    parser.add_argument("--jobs", type=int, default=cpu_count(), help="default: %(default)s")
-    args = parser.parse_args(argv)
-    try:
-        args.arch = sorted({int(arch) for arch in args.arch.split(",")})
-    except ValueError:
-        parser.error(f"--arch: expected numbers such as 80,90, got {args.arch!r}")
-    unknown = set(args.arch) - set(ARCHITECTURES)
-    if unknown:
-        parser.error(f"--arch: {sorted(unknown)} not among {ARCHITECTURES}")
-    return args
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_args("plugins_trt.block_sparse_attn.aot", __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     build(args.arch, args.out, fatbinary=args.fatbinary or find_fatbinary(), jobs=args.jobs)
 

@@ -13,7 +13,6 @@ from typing import Literal, get_args
 Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 HEAD_DIMS = (64, 80, 128)
-ARCHITECTURES = (80, 86, 89, 90, 120)
 
 
 NORMALIZE_BLOCK = 64  # keys of one program of `normalize_keys_kernel`

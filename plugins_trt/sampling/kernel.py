@@ -1,10 +1,10 @@
-"""The sampling rule of `runtime.sampler` as two Triton kernels.
+"""The sampling rule of `runtime.sampler` as Triton kernels, and the pixels of an image.
 
 `draw_kernel` turns the logits of one pass into tokens and confidences, `select_kernel` picks the
 least confident tokens for the next masked pass. Settings, seeds and image numbers are read from the
 device, so that a captured CUDA graph can be replayed with others.
 
-Both choose what the NumPy rule chooses from the same logits. Sums are in float64 here, where NumPy
+They choose what the NumPy rule chooses from the same logits. Sums are in float64 here, where NumPy
 adds float32 probabilities of the nucleus one after the other; a token at the very edge of the
 nucleus can therefore fall on the other side.
 """
@@ -62,40 +62,44 @@ def _uniform(seed, position, step, image):
     return (word >> 11).to(tl.float64) * 1.1102230246251565e-16
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "batch", "length", "vocab", "scale_idx", "num_scales", "pass_idx", "is_guided"
+    ]
+)  # fmt: skip
 def draw_kernel(
-    logits, tokens, confidences, token_mask, settings, seeds, images,
-    batch, length, vocab, scale_idx, num_scales, pass_idx,
-    BLOCK_V: tl.constexpr, IS_GUIDED: tl.constexpr, IS_MASKED_PASS: tl.constexpr,
+    logits, tokens, confidences, token_mask, settings, seed, images,
+    batch, length, vocab, scale_idx, num_scales, pass_idx, is_guided,
+    BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Draws one token. Grid (length, batch).
 
     Args:
-        logits: (2B, l, V) float32, conditional half first; (B, l, V) without IS_GUIDED.
+        logits: (2B, l, V) float32, conditional half first; (B, l, V) if not `is_guided`.
         tokens: (B, l) int32, written; in a masked pass only where `token_mask` is set.
         confidences: (B, l) float32, written likewise: probability under the truncated distribution.
         token_mask: (B, l) bool, read in masked passes only.
         settings: (3,) float64: cfg, top_k, top_p.
-        seeds: (1,) int64, the bits of the seed.
+        seed: (1,) int64, its bits.
         images: (B,) int64, the bits of the image numbers.
         pass_idx: 0 = next-scale pass, j = j-th masked pass.
+        is_guided: 1 or 0.
         BLOCK_V: power of two, at least the vocabulary.
     """
     position, row = tl.program_id(0), tl.program_id(1)
     place = row * length + position
-    if IS_MASKED_PASS:
-        if tl.load(token_mask + place) == 0:
-            return
+    if tl.load(token_mask + place, mask=pass_idx > 0, other=1) == 0:
+        return
     cfg, top_k = tl.load(settings), tl.load(settings + 1).to(tl.int32)
     top_p = tl.load(settings + 2)
     offs_V = tl.arange(0, BLOCK_V)
     is_token_V = offs_V < vocab
     first = place.to(tl.int64) * vocab
     logits_V = tl.load(logits + first + offs_V, mask=is_token_V, other=float("-inf"))
-    if IS_GUIDED:
+    if is_guided != 0:
         second = first + batch.to(tl.int64) * length * vocab
         uncond_V = tl.load(logits + second + offs_V, mask=is_token_V, other=0.0)
-        t = cfg * MASK_CFG_RATIO if IS_MASKED_PASS else cfg * scale_idx / (num_scales - 1)
+        t = tl.where(pass_idx > 0, cfg * MASK_CFG_RATIO, cfg * scale_idx / (num_scales - 1))
         scaled_V = (1.0 + t).to(tl.float32) * logits_V
         logits_V = scaled_V - t.to(tl.float32) * uncond_V
 
@@ -123,17 +127,17 @@ def draw_kernel(
     cdf_V = tl.cumsum(p_V, axis=0)
     total = tl.max(cdf_V, axis=0)
     step = MAX_PASSES * scale_idx + pass_idx
-    u = _uniform(tl.load(seeds), position, step, tl.load(images + row))
+    u = _uniform(tl.load(seed), position, step, tl.load(images + row))
     token = tl.sum((cdf_V <= u * total).to(tl.int32))
     p = tl.sum(tl.where(offs_V == token, p_V, 0.0)) / total
     tl.store(tokens + place, token)
     tl.store(confidences + place, p.to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "num_candidates", "count", "is_first"])
 def select_kernel(
-    confidences, candidates, selected, token_mask, length, num_candidates, count,
-    BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, IS_FIRST: tl.constexpr,
+    confidences, candidates, selected, token_mask, length, num_candidates, count, is_first,
+    BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Least confident candidates of one image, lowest first, equal ones in the given order.
 
@@ -141,8 +145,8 @@ def select_kernel(
 
     Args:
         confidences: (B, l) float32.
-        candidates: (B, l) int32 positions, the first `num_candidates` of every row; with IS_FIRST
-            they are 0, 1, 2, … and not read.
+        candidates: (B, l) int32 positions, the first `num_candidates` of every row; if `is_first`
+            is 1, they are 0, 1, 2, … and not read.
         selected: (B, l) int32, its first `count` entries written; may not be `candidates`.
         token_mask: (B, l) bool, written: True at the selected positions.
         BLOCK_L: power of two, at least `length`.
@@ -151,9 +155,10 @@ def select_kernel(
     row = tl.program_id(0)
     offs_L = tl.arange(0, BLOCK_L)
     is_candidate_L = offs_L < num_candidates
-    position_L = offs_L
-    if not IS_FIRST:
-        position_L = tl.load(candidates + row * length + offs_L, mask=is_candidate_L, other=0)
+    num_given = tl.where(is_first != 0, 0, num_candidates)
+    candidates += row * length
+    position_L = tl.load(candidates + offs_L, mask=offs_L < num_given, other=0)
+    position_L = tl.where(is_first != 0, offs_L, position_L)
     confidence_L = tl.load(
         confidences + row * length + position_L, mask=is_candidate_L, other=float("inf")
     )
@@ -161,9 +166,8 @@ def select_kernel(
     for start in range(0, num_candidates, BLOCK_C):
         offs_C = start + tl.arange(0, BLOCK_C)
         is_other_C = offs_C < num_candidates
-        position_C = offs_C
-        if not IS_FIRST:
-            position_C = tl.load(candidates + row * length + offs_C, mask=is_other_C, other=0)
+        position_C = tl.load(candidates + offs_C, mask=offs_C < num_given, other=0)
+        position_C = tl.where(is_first != 0, offs_C, position_C)
         other_C = tl.load(
             confidences + row * length + position_C, mask=is_other_C, other=float("inf")
         )
@@ -176,3 +180,20 @@ def select_kernel(
     tl.store(token_mask + row * length + offs_L, (offs_L < 0), mask=offs_L < length)
     tl.debug_barrier()
     tl.store(token_mask + row * length + position_L, (offs_L >= 0), mask=is_selected_L)
+
+
+@triton.jit(do_not_specialize=["num_pixels"])
+def to_uint8_kernel(image, pixels, num_pixels, BLOCK: tl.constexpr):
+    """Images (B, 3, H, W) float32 in [0, 1] as (B, H, W, 3) uint8.
+
+    Grid (ceil(num_pixels / BLOCK), batch), with H * W pixels.
+    """
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(1).to(tl.int64) * num_pixels * 3
+    is_pixel = offs < num_pixels
+    for channel in tl.static_range(3):
+        value = tl.load(image + first + channel * num_pixels + offs, mask=is_pixel, other=0.0)
+        # adding 1.5 * 2^23 rounds to the nearest integer, ties to the even one
+        rounded = (value * 255.0 + 12582912.0) - 12582912.0
+        rounded = tl.minimum(tl.maximum(rounded, 0.0), 255.0)
+        tl.store(pixels + first + offs * 3 + channel, rounded.to(tl.uint8), mask=is_pixel)

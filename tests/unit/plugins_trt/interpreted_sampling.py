@@ -60,7 +60,7 @@ def check_draws(settings: tuple[float, int, float], pass_idx: int, has_ties: boo
         torch.from_numpy(raw), tokens, confidences, torch.from_numpy(token_mask),
         torch.tensor([cfg, top_k, top_p], dtype=torch.float64), torch.tensor([signed(SEED)]),
         torch.tensor([signed(i) for i in IMAGES]), B, l, V, SCALE_IDX, NUM_SCALES, pass_idx,
-        BLOCK_V=64, IS_GUIDED=True, IS_MASKED_PASS=is_masked_pass,
+        is_guided=1, BLOCK_V=64,
     )  # fmt: skip
     found = []
     if not np.array_equal(tokens.numpy(), expected):
@@ -85,8 +85,8 @@ def check_selection(length: int, counts: list[int], has_ties: bool) -> list[str]
         token_mask = torch.full((B, length), number % 2 == 0)
         select_kernel[(B,)](
             torch.from_numpy(confidence), given, selected, token_mask,
-            length, candidates.shape[1], count,
-            BLOCK_L=1 << (length - 1).bit_length(), BLOCK_C=16, IS_FIRST=number == 0,
+            length, candidates.shape[1], count, is_first=int(number == 0),
+            BLOCK_L=1 << (length - 1).bit_length(), BLOCK_C=16,
         )  # fmt: skip
         mask = np.zeros((B, length), bool)
         np.put_along_axis(mask, expected, True, axis=1)

@@ -9,11 +9,14 @@ import pytest
 
 from plugins_trt.block_sparse_attn.variants import variants
 
-lowering = pytest.importorskip("plugins_trt.block_sparse_attn.lowering", reason="no triton")
+lowering = pytest.importorskip("plugins_trt.ahead_of_time.lowering", reason="no triton")
+fatbin = pytest.importorskip("plugins_trt.ahead_of_time.fatbin", reason="no triton")
+units = pytest.importorskip("plugins_trt.block_sparse_attn.units", reason="no triton")
 aot = pytest.importorskip("plugins_trt.block_sparse_attn.aot", reason="no triton")
+sampling = pytest.importorskip("plugins_trt.sampling.aot", reason="no triton")
 
 VARIANT = next(v for v in variants() if v.dtype == "float16" and v.qk_l2_norm)
-UNIT = lowering.attention_unit(VARIANT)
+UNIT = units.attention_unit(VARIANT)
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +31,18 @@ def test_compiling_twice_gives_equal_bytes(kernel: lowering.Kernel) -> None:
 def test_kernel_carries_its_name_and_figures(kernel: lowering.Kernel) -> None:
     assert f".visible .entry {VARIANT.name}(" in kernel.ptx
     assert kernel.threads == 32 * VARIANT.tile.num_warps
-    assert 0 < kernel.shared_bytes <= aot.MAX_SHARED_BYTES[80]
+    assert 0 < kernel.shared_bytes <= fatbin.MAX_SHARED_BYTES[80]
     assert ".file" not in kernel.ptx and ".loc" not in kernel.ptx
 
 
 def test_normalize_keys_kernel() -> None:
-    unit = lowering.normalize_keys_unit("float16", 64)
+    unit = units.normalize_keys_unit("float16", 64)
     kernel = lowering.compile_kernel(unit, 90)
     assert f".visible .entry {unit.name}(" in kernel.ptx and ".target sm_90a" in kernel.ptx
 
 
 def test_names_of_kernels_are_unique() -> None:
-    names = [unit.name for unit in lowering.all_units()]
+    names = [unit.name for unit in units.all_units() + sampling.all_units()]
     assert len(names) == len(set(names))
 
 
@@ -64,20 +67,21 @@ def test_parameters_that_the_launcher_does_not_pass(kernel: lowering.Kernel) -> 
 
 def test_too_much_shared_memory_names_the_kernel() -> None:
     huge, small = (lowering.Kernel(ptx="", threads=128, shared_bytes=n) for n in (200_000, 100))
-    kernels = {(80, unit): small for unit in lowering.all_units()}
+    kernels = {(86, unit): small for unit in units.all_units()}
+    fatbin.check_shared_memory(kernels)
     assert VARIANT.name in aot.header([86], kernels)
     message = rf"{VARIANT.name}: 200000 bytes .* sm_86 has 101376"
     with pytest.raises(lowering.AheadOfTimeError, match=message):
-        aot.header([86], kernels | {(80, UNIT): huge})
+        fatbin.check_shared_memory(kernels | {(86, UNIT): huge})
 
 
 @pytest.mark.parametrize("arch", ["80,x", "75"])
 def test_bad_architectures(arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        aot.parse_args(["--arch", arch, "--out", str(tmp_path)])
+        fatbin.parse_args("prog", None, ["--arch", arch, "--out", str(tmp_path)])
     assert "--arch" in capsys.readouterr().err
 
 
 def test_failing_tool_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(lowering.AheadOfTimeError, match="exit 2"):
-        aot.run_tool(["ls", "--no-such-option"], tmp_path)
+        fatbin.run_tool(["ls", "--no-such-option"], tmp_path)

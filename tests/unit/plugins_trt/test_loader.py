@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 
 from plugins_trt import loader
-from plugins_trt.block_sparse_attn.variants import ARCHITECTURES
+from plugins_trt.ahead_of_time import ARCHITECTURES
 from plugins_trt.errors import PluginError, PluginNotFoundError, PluginVersionError
 from plugins_trt.loader import FILES, LibraryKind, find_library, load_trt_plugins, open_library
 from tests.plugin_build import ROOT, PluginBuild

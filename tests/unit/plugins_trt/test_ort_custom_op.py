@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from plugins_trt.ahead_of_time import ARCHITECTURES
 from plugins_trt.block_sparse_attn.spec import (
     LAYOUTS,
     OP_NAME,
@@ -23,7 +24,6 @@ from plugins_trt.block_sparse_attn.spec import (
     Layout,
     Pattern,
 )
-from plugins_trt.block_sparse_attn.variants import ARCHITECTURES
 from plugins_trt.loader import open_library
 from tests.attention_cases import LARGE_PACKS, PACKS, Inputs, make_inputs, relative_error
 from tests.attention_onnx import feeds, make_session, model, run_op

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from plugins_trt.ahead_of_time import ARCHITECTURES
 from plugins_trt.block_sparse_attn.launcher import Launcher, Params
 from plugins_trt.block_sparse_attn.variants import (
-    ARCHITECTURES,
     DTYPES,
     HEAD_DIMS,
     Norm,
@@ -82,7 +82,7 @@ def test_version_is_the_packages(launcher: Launcher) -> None:
 def test_fatbinary_holds_every_kernel_for_every_architecture(plugin_build: PluginBuild) -> None:
     from triton import knobs
 
-    from plugins_trt.block_sparse_attn.lowering import all_units
+    from plugins_trt.block_sparse_attn.units import all_units
 
     listing = subprocess.run(
         [knobs.nvidia.cuobjdump.path, "-symbols", plugin_build.fatbin],

@@ -1,50 +1,22 @@
-"""From the Triton kernels to PTX, without a GPU."""
+"""From a Triton kernel to PTX, without a GPU."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib import import_module
+from typing import Any
 
 from triton import knobs
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
-from plugins_trt.block_sparse_attn import kernel
-from plugins_trt.block_sparse_attn.variants import (
-    NORMALIZE_BLOCK,
-    NORMALIZE_WARPS,
-    Dtype,
-    Norm,
-    Variant,
-    variants,
-)
-
-TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 PTX_TYPES = {"i32": ".u32", "i64": ".u64", "fp32": ".f32"}
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-# Of the kernels' parameters: `*` is a pointer to the unit's dtype. bsa.h promises that these
-# pointers, and the strides in bytes, are multiples of ALIGN_BYTES.
-PARAMETERS = {
-    **dict.fromkeys(("q", "k", "v", "o", "normalized_k"), "*"),
-    "cu_seqlens": "*i32",
-    "scale_mul": "*fp32",
-    "stride_b": "i64",
-    **dict.fromkeys(("stride_t", "stride_h", "length", "heads", "num_blocks"), "i32"),
-    "sm_scale": "fp32",
-    "is_causal": "i32",
-}
-ALIGNED_POINTERS = ("q", "k", "v", "o", "normalized_k")
-ALIGNED_STRIDES = ("stride_b", "stride_t", "stride_h")
-ALIGN_BYTES = 16
 
 # Appended to the kernels' own parameters by the compiler.
 SCRATCH_PARAMETERS = ("global_scratch", "profile_scratch")
-
-FunctionName = Literal["block_sparse_attention_kernel", "normalize_keys_kernel"]
 
 
 class AheadOfTimeError(Exception):
@@ -57,18 +29,22 @@ class Unit:
 
     Attributes:
         name: of the compiled kernel.
-        function: of kernel.py.
-        dtype: of queries, keys and values.
-        constants: the function's compile-time parameters.
+        module, function: where the Triton kernel is defined.
+        parameters: names and types of what it takes at run time, in order; a type is one of
+            PTX_TYPES, or `*` and the type that is pointed to.
+        constants: its compile-time parameters.
+        alignments: divisors of parameters, bytes for pointers.
         num_warps: warps of one program.
-        num_stages: as in `Tile`, None for the compiler's default.
-        max_registers: as in `Tile`.
+        num_stages: steps of a loop whose loads are in flight, None for the compiler's default.
+        max_registers: of a thread, None for the compiler's choice.
     """
 
     name: str
-    function: FunctionName
-    dtype: Dtype
-    constants: tuple[tuple[str, int], ...]
+    module: str
+    function: str
+    parameters: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, int], ...] = ()
+    alignments: tuple[tuple[str, int], ...] = ()
     num_warps: int
     num_stages: int | None = None
     max_registers: int | None = None
@@ -83,81 +59,35 @@ class Kernel:
     shared_bytes: int
 
 
-def attention_unit(variant: Variant) -> Unit:
-    """The attention kernel of a variant."""
-    tile = variant.tile
-    return Unit(
-        name=variant.name,
-        function="block_sparse_attention_kernel",
-        dtype=variant.dtype,
-        constants=(
-            ("HEAD_DIM", variant.head_dim),
-            ("NORM", variant.norm.value),
-            ("BLOCK_M", tile.block_m),
-            ("BLOCK_N", tile.block_n),
-        ),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        max_registers=tile.max_registers,
-    )
+def run_time_parameters(
+    module: str, function: str, types: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    """Names and types of what a kernel takes at run time, in order.
 
-
-def normalize_keys_unit(dtype: Dtype, head_dim: int) -> Unit:
-    """The kernel that normalises keys beforehand."""
-    return Unit(
-        name=f"bsa_normalize_keys_{dtype}_d{head_dim}",
-        function="normalize_keys_kernel",
-        dtype=dtype,
-        constants=(("HEAD_DIM", head_dim), ("BLOCK_N", NORMALIZE_BLOCK)),
-        num_warps=NORMALIZE_WARPS,
-    )
-
-
-def normalize_keys_sizes() -> tuple[tuple[Dtype, int], ...]:
-    """Dtypes and head dimensions for which some variant has its keys normalised beforehand."""
-    return tuple(
-        dict.fromkeys((v.dtype, v.head_dim) for v in variants() if v.norm is Norm.BEFOREHAND)
-    )
-
-
-def all_units() -> tuple[Unit, ...]:
-    """Everything that the fatbinary holds, for one architecture."""
-    return (
-        *(attention_unit(variant) for variant in variants()),
-        *(normalize_keys_unit(*size) for size in normalize_keys_sizes()),
-    )
-
-
-def run_time_parameters(function: FunctionName) -> dict[str, str]:
-    """Names and types (as in PARAMETERS) of what a kernel takes at run time, in order."""
-    names = [p.name for p in getattr(kernel, function).params if not p.is_constexpr]
-    unknown = set(names) - set(PARAMETERS)
-    if unknown:
+    Raises:
+        AheadOfTimeError: `types` lacks one.
+    """
+    names = [p.name for p in _function(module, function).params if not p.is_constexpr]
+    if unknown := set(names) - set(types):
         raise AheadOfTimeError(
-            f"{function}: no type is known for {sorted(unknown)}; known: {sorted(PARAMETERS)}"
+            f"{function}: no type is known for {sorted(unknown)}; known: {sorted(types)}"
         )
-    return {name: PARAMETERS[name] for name in names}
+    return tuple((name, types[name]) for name in names)
+
+
+def _function(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)
 
 
 def source(unit: Unit) -> ASTSource:
     """The function with the types, constants and alignments of a unit."""
-    function, parameters = getattr(kernel, unit.function), run_time_parameters(unit.function)
-    types = {
-        p.name: "constexpr"
-        if p.is_constexpr
-        else re.sub(r"^\*$", f"*{TRITON_TYPES[unit.dtype]}", parameters[p.name])
-        for p in function.params
-    }
-    order = list(types)
-    divisors = dict.fromkeys(ALIGNED_POINTERS, ALIGN_BYTES) | dict.fromkeys(
-        ALIGNED_STRIDES, ALIGN_BYTES // ITEM_BYTES[unit.dtype]
-    )
+    function, types = _function(unit.module, unit.function), dict(unit.parameters)
+    order = [p.name for p in function.params]
+    signature = {p.name: "constexpr" if p.is_constexpr else types[p.name] for p in function.params}
     alignments = {
-        (order.index(name),): [["tt.divisibility", divisor]]
-        for name, divisor in divisors.items()
-        if name in order
+        (order.index(name),): [["tt.divisibility", divisor]] for name, divisor in unit.alignments
     }
-    return ASTSource(function, types, dict(unit.constants), alignments)
+    return ASTSource(function, signature, dict(unit.constants), alignments)
 
 
 def compile_kernel(unit: Unit, arch: int) -> Kernel:
@@ -205,8 +135,7 @@ def check_parameters(ptx: str, unit: Unit) -> None:
     found = [line.split()[1:] for line in entry.strip().splitlines()]
     got = [words[0] + " .ptr" * (".ptr" in words) for words in found]
     expected = [
-        ".u64 .ptr" if kind.startswith("*") else PTX_TYPES[kind]
-        for kind in run_time_parameters(unit.function).values()
+        ".u64 .ptr" if kind.startswith("*") else PTX_TYPES[kind] for _, kind in unit.parameters
     ] + [".u64 .ptr"] * len(SCRATCH_PARAMETERS)
     if got != expected:
         raise AheadOfTimeError(
