@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 
@@ -15,7 +17,16 @@ from runtime.backends.placement import load_runner
 from runtime.bundle import Bundle, Kind, Manifest
 from runtime.config import AttentionKind, BackendConfig, BackendName, SamplingConfig
 from runtime.draws import Draws, SeededDraws
-from runtime.trajectory import OnScale, Record, ScaleEvent, Trajectory, condition, to_uint8
+from runtime.errors import PipelineUseError
+from runtime.trajectory import (
+    Cancel,
+    OnScale,
+    Record,
+    ScaleEvent,
+    Trajectory,
+    condition,
+    to_uint8,
+)
 
 NO_CLASS = -1
 
@@ -34,11 +45,15 @@ class Scores:
 
 
 class Pipeline:
-    """Images from a bundle. Use it as a context manager, or call `close`."""
+    """Images from a bundle. Use it as a context manager, or call `close`.
+
+    It belongs to the process that loads it. A call that fails or is interrupted leaves it usable.
+    """
 
     def __init__(self, runner: StepRunner, max_batch: int, class_names: Sequence[str] = ()) -> None:
-        self.runner, self.max_batch = runner, max_batch
+        self.runner, self.max_batch = runner, min(max_batch, runner.max_batch or max_batch)
         self.class_names = tuple(class_names)
+        self._process, self._is_closed = os.getpid(), False
 
     @classmethod
     def load(
@@ -75,9 +90,7 @@ class Pipeline:
         )
         opened = Bundle.open(bundle)
         opened.check_files(weights=config.check_weights)
-        runner = load_runner(opened, config)
-        limit = min(config.max_batch, runner.max_batch or config.max_batch)
-        return cls(runner, limit, opened.class_names())
+        return cls(load_runner(opened, config), config.max_batch, opened.class_names())
 
     @property
     def manifest(self) -> Manifest:
@@ -97,7 +110,8 @@ class Pipeline:
         sampling: SamplingConfig | None = None,
         draws: Draws | None = None,
         on_scale: OnScale = lambda event: None,
-        trace: Record = lambda name, value: None,
+        cancel: Cancel = lambda: False,
+        trace: Record | None = None,
     ) -> np.ndarray:
         """Images of the given classes, (B, H, W, 3) uint8.
 
@@ -111,12 +125,18 @@ class Pipeline:
             sampling: default: the published settings.
             draws: replaces the seed, for verification.
             on_scale: called after every scale, for every part of a split batch.
+            cancel: asked before every pass of the transformer and before decoding, such as the
+                `is_set` of a `threading.Event`; True ends the generation.
             trace: receives intermediate results, see `runtime.trace.Trace`.
 
         Raises:
             ValueError: a label, index or setting is out of range.
+            GenerationCancelled: `cancel` returned True.
+            PipelineUseError: the pipeline is closed, or belongs to another process.
+            DeviceMemoryError: the batch needs more memory than there is.
             BackendError: the backend fails.
         """
+        self._check_usable()
         rows = self._rows(labels)
         sampling = sampling or self.defaults
         schedule = sampling.checked(self.manifest.model)
@@ -136,6 +156,7 @@ class Pipeline:
                 draws.for_images(part, len(rows)),
                 record=trace,
                 on_scale=on_scale,
+                cancel=cancel,
                 images=part,
             )
             images.append(to_uint8(trajectory.run()))
@@ -149,7 +170,9 @@ class Pipeline:
 
         Raises:
             ValueError: the images have another size or dtype.
+            PipelineUseError: as in `generate`.
         """
+        self._check_usable()
         side = self.manifest.model.image_side_px
         if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
             raise ValueError(
@@ -180,7 +203,9 @@ class Pipeline:
 
         Raises:
             ValueError: labels, shapes or tokens are out of range.
+            PipelineUseError: as in `generate`.
         """
+        self._check_usable()
         model, rows = self.manifest.model, self._rows(labels)
         lengths = [pn * pn for pn in model.patch_nums]
         if [t.shape for t in tokens] != [(len(rows), n) for n in lengths]:
@@ -238,9 +263,27 @@ class Pipeline:
     def _parts(self, count: int) -> list[slice]:
         return [slice(i, min(i + self.max_batch, count)) for i in range(0, count, self.max_batch)]
 
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise PipelineUseError("this pipeline is closed; load it again with Pipeline.load")
+        if os.getpid() != self._process:
+            raise PipelineUseError(
+                f"this pipeline belongs to process {self._process}, which loaded it, this is "
+                f"{os.getpid()}: threads and GPU contexts do not survive a fork; call "
+                'Pipeline.load in each process, on a GPU one started with the method "spawn"'
+            )
+
     def close(self) -> None:
-        """Frees the backend's resources."""
-        self.runner.close()
+        """Frees the backend's resources, which a fork of the process leaves alone."""
+        if not self._is_closed and os.getpid() == self._process:
+            self.runner.close()
+        self._is_closed = True
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Pipeline cannot be pickled or copied, since it holds sessions or engines of its "
+            "process; hand on the bundle's path, and call Pipeline.load there"
+        )
 
     def __enter__(self) -> Pipeline:
         return self

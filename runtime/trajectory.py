@@ -13,9 +13,12 @@ from runtime import sampler
 from runtime.backends.base import StepRunner
 from runtime.config import SamplingConfig
 from runtime.draws import Draws
+from runtime.errors import GenerationCancelled
 from runtime.schedule import Schedule, masked_counts
 
 Record = Callable[[str, np.ndarray], None]
+Cancel = Callable[[], bool]
+"""Says whether the generation is to end now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +77,14 @@ class Trajectory:
         schedule: Schedule | None,
         draws: Draws,
         *,
-        record: Record,
+        record: Record | None,
         on_scale: OnScale,
+        cancel: Cancel,
         images: slice,
     ) -> None:
         self.runner, self.config, self.schedule, self.draws = runner, config, schedule, draws
-        self.record, self.on_scale, self.images = record, on_scale, images
+        self.recorder, self.on_scale, self.images = record, on_scale, images
+        self.cancel = cancel
         self.model = runner.manifest.model
         self.batch = len(labels)
         none = self.model.num_classes
@@ -98,7 +103,7 @@ class Trajectory:
             if k + 1 < S:
                 self.maps.append(self.runner.numpy(results["map"]))
             self.record(f"s{k}_tokens", tokens)
-            self.record(f"s{k}_f_hat", self.runner.numpy(f_hat))
+            self.record(f"s{k}_f_hat", f_hat)
             self.on_scale(
                 ScaleEvent(
                     scale_idx=k,
@@ -109,9 +114,22 @@ class Trajectory:
                     preview=partial(self._preview, f_hat),
                 )
             )
+        self._raise_if_cancelled()
         image = decode(self.runner, f_hat)
         self.record("image", image)
         return image
+
+    def record(self, name: str, value: Any) -> None:
+        """Hands a value on where someone records; only then is it copied from the device."""
+        if self.recorder is not None:
+            self.recorder(name, self.runner.numpy(value))
+
+    def _raise_if_cancelled(self) -> None:
+        if self.cancel():
+            raise GenerationCancelled(
+                f"generation cancelled before images {self.images.start} to {self.images.stop - 1} "
+                "were done; nothing is returned, the pipeline can be used again"
+            )
 
     def _preview(self, f_hat: Any) -> np.ndarray:
         return to_uint8(decode(self.runner, f_hat))
@@ -170,6 +188,7 @@ class Trajectory:
         )
 
     def _logits(self, kind: Any, k: int | None, feeds: dict[str, Any]) -> np.ndarray:
+        self._raise_if_cancelled()
         graph = self.runner.manifest.graph(kind, k)
         conditions = {
             i.name: self.cond[i.name]

@@ -182,7 +182,7 @@ def main() -> None:
             sampling=sampling_config(args, pipeline.defaults),
             draws=draws,
             on_scale=report,
-            trace=trace or (lambda name, value: None),
+            trace=trace,
         )
         seconds = time.perf_counter() - start
         backend = pipeline.runner.name

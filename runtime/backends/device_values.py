@@ -33,6 +33,7 @@ class BufferPool:
         self._device = device
         self._free: defaultdict[int, list[int]] = defaultdict(list)
         self._all: list[int] = []
+        self.nbytes = 0  # of all its memory, in use or not
 
     def take(self, nbytes: int) -> Buffer:
         """A buffer of this size; what it holds is unspecified."""
@@ -40,6 +41,7 @@ class BufferPool:
         if not free:
             address = self._device.allocate(nbytes)
             self._all.append(address)
+            self.nbytes += nbytes
             free.append(address)
         return Buffer(self, free.pop(), nbytes)
 
@@ -52,6 +54,7 @@ class BufferPool:
             self._device.free(address)
         self._all.clear()
         self._free.clear()
+        self.nbytes = 0
 
 
 @dataclass(frozen=True, slots=True)
