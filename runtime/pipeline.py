@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 
@@ -15,7 +17,17 @@ from runtime.backends.placement import load_runner
 from runtime.bundle import Bundle, Kind, Manifest
 from runtime.config import AttentionKind, BackendConfig, BackendName, SamplingConfig
 from runtime.draws import Draws, SeededDraws
-from runtime.trajectory import OnScale, Record, ScaleEvent, Trajectory, condition, to_uint8
+from runtime.errors import PipelineUseError
+from runtime.trajectory import (
+    Cancel,
+    OnScale,
+    Record,
+    ScaleEvent,
+    Trajectory,
+    condition,
+    raise_if_cancelled,
+    to_uint8,
+)
 
 NO_CLASS = -1
 
@@ -34,11 +46,15 @@ class Scores:
 
 
 class Pipeline:
-    """Images from a bundle. Use it as a context manager, or call `close`."""
+    """Images from a bundle. Use it as a context manager, or call `close`.
+
+    It belongs to the process that loads it. A call that fails or is interrupted leaves it usable.
+    """
 
     def __init__(self, runner: StepRunner, max_batch: int, class_names: Sequence[str] = ()) -> None:
-        self.runner, self.max_batch = runner, max_batch
+        self.runner, self.max_batch = runner, min(max_batch, runner.max_batch or max_batch)
         self.class_names = tuple(class_names)
+        self._process, self._is_closed = os.getpid(), False
 
     @classmethod
     def load(
@@ -75,9 +91,7 @@ class Pipeline:
         )
         opened = Bundle.open(bundle)
         opened.check_files(weights=config.check_weights)
-        runner = load_runner(opened, config)
-        limit = min(config.max_batch, runner.max_batch or config.max_batch)
-        return cls(runner, limit, opened.class_names())
+        return cls(load_runner(opened, config), config.max_batch, opened.class_names())
 
     @property
     def manifest(self) -> Manifest:
@@ -97,6 +111,7 @@ class Pipeline:
         sampling: SamplingConfig | None = None,
         draws: Draws | None = None,
         on_scale: OnScale | None = None,
+        cancel: Cancel = lambda: False,
         trace: Record | None = None,
     ) -> np.ndarray:
         """Images of the given classes, (B, H, W, 3) uint8.
@@ -113,12 +128,19 @@ class Pipeline:
             on_scale: called after every scale, for every part of a split batch. With it, with
                 `draws` or with `trace`, backends that run a whole generation at once go step by
                 step.
+            cancel: asked before every pass of the transformer and before decoding, such as the
+                `is_set` of a `threading.Event`; True ends the generation. Where a generation runs
+                at once, it is asked before every part of a split batch.
             trace: receives intermediate results, see `runtime.trace.Trace`.
 
         Raises:
             ValueError: a label, index or setting is out of range.
+            GenerationCancelled: `cancel` returned True.
+            PipelineUseError: the pipeline is closed, or belongs to another process.
+            DeviceMemoryError: the batch needs more memory than there is.
             BackendError: the backend fails.
         """
+        self._check_usable()
         rows = self._rows(labels)
         sampling = sampling or self.defaults
         if trace is not None:
@@ -133,20 +155,21 @@ class Pipeline:
         draws = draws or SeededDraws(seed, indices)
         images = []
         for part in self._parts(len(rows)):
-            done = (
-                self.runner.generate(rows[part], indices[part], seed, sampling) if at_once else None
-            )
-            if done is not None:
-                images.append(done)
-                continue
+            if at_once:
+                raise_if_cancelled(cancel, part)
+                done = self.runner.generate(rows[part], indices[part], seed, sampling)
+                if done is not None:
+                    images.append(done)
+                    continue
             trajectory = Trajectory(
                 self.runner,
                 rows[part],
                 sampling,
                 schedule,
                 draws.for_images(part, len(rows)),
-                record=trace or (lambda name, value: None),
+                record=trace,
                 on_scale=on_scale or (lambda event: None),
+                cancel=cancel,
                 images=part,
             )
             images.append(to_uint8(trajectory.run()))
@@ -160,7 +183,9 @@ class Pipeline:
 
         Raises:
             ValueError: the images have another size or dtype.
+            PipelineUseError: as in `generate`.
         """
+        self._check_usable()
         side = self.manifest.model.image_side_px
         if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
             raise ValueError(
@@ -191,7 +216,9 @@ class Pipeline:
 
         Raises:
             ValueError: labels, shapes or tokens are out of range.
+            PipelineUseError: as in `generate`.
         """
+        self._check_usable()
         model, rows = self.manifest.model, self._rows(labels)
         lengths = [pn * pn for pn in model.patch_nums]
         if [t.shape for t in tokens] != [(len(rows), n) for n in lengths]:
@@ -249,9 +276,27 @@ class Pipeline:
     def _parts(self, count: int) -> list[slice]:
         return [slice(i, min(i + self.max_batch, count)) for i in range(0, count, self.max_batch)]
 
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise PipelineUseError("this pipeline is closed; load it again with Pipeline.load")
+        if os.getpid() != self._process:
+            raise PipelineUseError(
+                f"this pipeline belongs to process {self._process}, which loaded it, this is "
+                f"{os.getpid()}: threads and GPU contexts do not survive a fork; call "
+                'Pipeline.load in each process, on a GPU one started with the method "spawn"'
+            )
+
     def close(self) -> None:
-        """Frees the backend's resources."""
-        self.runner.close()
+        """Frees the backend's resources, which a fork of the process leaves alone."""
+        if not self._is_closed and os.getpid() == self._process:
+            self.runner.close()
+        self._is_closed = True
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Pipeline cannot be pickled or copied, since it holds sessions or engines of its "
+            "process; hand on the bundle's path, and call Pipeline.load there"
+        )
 
     def __enter__(self) -> Pipeline:
         return self

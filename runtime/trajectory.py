@@ -13,9 +13,12 @@ from runtime import sampler
 from runtime.backends.base import StepRunner
 from runtime.config import SamplingConfig
 from runtime.draws import Draws
+from runtime.errors import GenerationCancelled
 from runtime.schedule import Schedule, masked_counts
 
 Record = Callable[[str, np.ndarray], None]
+Cancel = Callable[[], bool]
+"""Says whether the generation is to end now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,15 @@ def condition(runner: StepRunner, labels: Sequence[int]) -> dict[str, Any]:
     return runner.run(runner.manifest.graph("cond"), {"label": np.asarray(labels, np.int32)})
 
 
+def raise_if_cancelled(cancel: Cancel, images: slice) -> None:
+    """Raises GenerationCancelled if the caller wants no more of the part `images`."""
+    if cancel():
+        raise GenerationCancelled(
+            f"generation cancelled before images {images.start} to {images.stop - 1} were done; "
+            "nothing is returned, the pipeline can be used again"
+        )
+
+
 class Trajectory:
     """One generation of a batch that fits the backend.
 
@@ -74,12 +86,14 @@ class Trajectory:
         schedule: Schedule | None,
         draws: Draws,
         *,
-        record: Record,
+        record: Record | None,
         on_scale: OnScale,
+        cancel: Cancel,
         images: slice,
     ) -> None:
         self.runner, self.config, self.schedule, self.draws = runner, config, schedule, draws
-        self.record, self.on_scale, self.images = record, on_scale, images
+        self.recorder, self.on_scale, self.images = record, on_scale, images
+        self.cancel = cancel
         self.model = runner.manifest.model
         self.batch = len(labels)
         none = self.model.num_classes
@@ -100,7 +114,7 @@ class Trajectory:
             if k + 1 < S:
                 self.maps.append(self.runner.numpy(results["map"]))
             self.record(f"s{k}_tokens", tokens)
-            self.record(f"s{k}_f_hat", self.runner.numpy(f_hat))
+            self.record(f"s{k}_f_hat", f_hat)
             self.on_scale(
                 ScaleEvent(
                     scale_idx=k,
@@ -111,9 +125,15 @@ class Trajectory:
                     preview=partial(self._preview, f_hat),
                 )
             )
+        raise_if_cancelled(self.cancel, self.images)
         image = decode(self.runner, f_hat)
         self.record("image", image)
         return image
+
+    def record(self, name: str, value: Any) -> None:
+        """Hands a value on where someone records; only then is it copied from the device."""
+        if self.recorder is not None:
+            self.recorder(name, self.runner.numpy(value))
 
     def _preview(self, f_hat: Any) -> np.ndarray:
         return to_uint8(decode(self.runner, f_hat))
@@ -177,6 +197,7 @@ class Trajectory:
         return self._logits("mask", k, feeds, halves)
 
     def _logits(self, kind: Any, k: int | None, feeds: dict[str, Any], halves: int) -> np.ndarray:
+        raise_if_cancelled(self.cancel, self.images)
         graph = self.runner.manifest.graph(kind, k)
         conditions = {
             i.name: self.cond[halves][i.name]

@@ -15,6 +15,7 @@ from runtime.backends.trt import TensorRTRunner
 from runtime.bundle import STORED_AS, Bundle, TensorSpec
 from runtime.draws import SeededDraws
 from runtime.engine_plan import Dims, EngineOptions, plan_engines, resolve, with_totals
+from runtime.errors import DeviceMemoryError
 from runtime.trajectory import to_uint8
 
 FILL = 0xFF  # NaN as a float, -1 as an index
@@ -25,12 +26,18 @@ class HostDevice:
 
     stream = 7
 
-    def __init__(self) -> None:
+    def __init__(self, total_nbytes: int = 1 << 40) -> None:
+        self.total_nbytes = total_nbytes
         self.blocks: dict[int, np.ndarray] = {}
         self.uploads = self.downloads = self.captures = 0
         self.is_closed = False
 
+    def memory(self) -> tuple[int, int]:
+        return self.total_nbytes - sum(map(len, self.blocks.values())), self.total_nbytes
+
     def allocate(self, nbytes: int) -> int:
+        if nbytes > self.memory()[0]:
+            raise DeviceMemoryError(f"cudaMalloc ({nbytes / 1e6:.1f} MB): out of memory")
         block = np.full(nbytes, FILL, np.uint8)
         self.blocks[block.ctypes.data] = block
         return block.ctypes.data
@@ -127,7 +134,7 @@ class HostKernels:
 class OrtEngine:
     """Runs a graph at a profile's sizes, on memory given by addresses."""
 
-    activation_nbytes = 64
+    activation_nbytes, plan_nbytes = 64, 1_000_000
 
     def __init__(self, bundle: Bundle, graph: str, profiles: Sequence[Dims]) -> None:
         self.profiles = tuple(profiles)

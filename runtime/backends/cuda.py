@@ -8,7 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.errors import BackendError, BackendUnavailableError, NoDeviceError
+from runtime.errors import (
+    BackendError,
+    BackendUnavailableError,
+    DeviceMemoryError,
+    NoDeviceError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +34,8 @@ class Device(Protocol):
 
     @property
     def stream(self) -> int: ...
+
+    def memory(self) -> tuple[int, int]: ...
 
     def allocate(self, nbytes: int) -> int: ...
 
@@ -96,15 +103,12 @@ class CudaDevice:
         return int(free), int(total)
 
     def allocate(self, nbytes: int) -> int:
-        """Address of new device memory."""
-        try:
-            (address,) = self.call("cudaMalloc", nbytes, why=f"{nbytes / 1e6:.1f} MB")
-        except BackendError as error:
-            free, total = self.memory()
-            raise BackendError(
-                f"{error}; free are {free / 1e6:.0f} of {total / 1e6:.0f} MB: use engines for a "
-                "smaller batch, or free the GPU's memory"
-            ) from error
+        """Address of new device memory.
+
+        Raises:
+            DeviceMemoryError: there is not enough.
+        """
+        (address,) = self.call("cudaMalloc", nbytes, why=f"{nbytes / 1e6:.1f} MB")
         return int(address)
 
     def free(self, address: int) -> None:
@@ -179,6 +183,8 @@ class CudaDevice:
                     f"{message}; the backend trt needs an NVIDIA GPU with a driver for the "
                     "installed cuda-python"
                 )
+            if status == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
+                raise DeviceMemoryError(message)
             raise BackendError(message)
         return tuple(results)
 

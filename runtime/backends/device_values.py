@@ -35,6 +35,7 @@ class BufferPool:
         self._device = device
         self._free: defaultdict[int, list[int]] = defaultdict(list)
         self._all: list[int] = []
+        self.nbytes = 0  # of all its memory, in use or not
 
     def take(self, nbytes: int) -> Buffer:
         """A buffer of this size; what it holds is unspecified."""
@@ -42,6 +43,7 @@ class BufferPool:
         if not free:
             address = self._device.allocate(nbytes)
             self._all.append(address)
+            self.nbytes += nbytes
             free.append(address)
         return Buffer(self, free.pop(), nbytes)
 
@@ -54,6 +56,7 @@ class BufferPool:
             self._device.free(address)
         self._all.clear()
         self._free.clear()
+        self.nbytes = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,13 @@ from runtime.backends.device_values import BufferPool, DeviceValue
 from runtime.backends.sampling_kernels import SamplingKernels
 from runtime.bundle import Kind, ModelSpec
 from runtime.config import SamplingConfig
+from runtime.errors import DeviceMemoryError
 from runtime.schedule import Schedule, masked_counts
 
 logger = logging.getLogger(__name__)
 
 MAX_GRAPHS = 8
+OutOfMemory = Callable[[str, int, Exception], DeviceMemoryError]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class Generation:
     Args:
         runner: keeps what it returns on `device`, in `pool`.
         pool: of buffers that nothing else holds values in while a generation runs.
+        out_of_memory: the error of what there is no room for, given its batch and the reason.
     """
 
     def __init__(
@@ -77,7 +80,9 @@ class Generation:
         device: Device,
         pool: BufferPool,
         inputs: Inputs,
+        out_of_memory: OutOfMemory,
     ) -> None:
+        self._out_of_memory = out_of_memory
         self._plan, self._runner, self._kernels = plan, runner, kernels
         self._device, self._pool, self._inputs = device, pool, inputs
         self._model = runner.manifest.model
@@ -100,7 +105,11 @@ class Generation:
         self._graph.close()
 
     def _new(self, dtype: str, *shape: int) -> DeviceValue:
-        return DeviceValue.empty(dtype, shape, self._pool)
+        try:
+            return DeviceValue.empty(dtype, shape, self._pool)
+        except DeviceMemoryError as error:
+            batch = self._plan.batch
+            raise self._out_of_memory(f"generation of {batch} images", batch, error) from error
 
     def _enqueue(self) -> None:
         manifest, B = self._runner.manifest, self._plan.batch
@@ -212,6 +221,7 @@ class Generations:
     Args:
         runner: makes the runner that works in a pool.
         batches: sizes that there are engines for, ascending.
+        out_of_memory: as of `Generation`.
     """
 
     def __init__(
@@ -220,8 +230,10 @@ class Generations:
         kernels: SamplingKernels,
         device: Device,
         batches: Sequence[int],
+        out_of_memory: OutOfMemory,
     ) -> None:
         self._kernels, self._device, self._batches = kernels, device, tuple(batches)
+        self._out_of_memory = out_of_memory
         self._pool = BufferPool(device)
         self._runner = runner(self._pool)
         self._inputs: dict[int, Inputs] = {}
@@ -243,7 +255,13 @@ class Generations:
         generation = self._made.get(plan)
         if generation is None:
             generation = Generation(
-                plan, self._runner, self._kernels, self._device, self._pool, inputs
+                plan,
+                self._runner,
+                self._kernels,
+                self._device,
+                self._pool,
+                inputs,
+                self._out_of_memory,
             )
             while len(self._made) >= MAX_GRAPHS:
                 self._made.popitem(last=False)[1].close()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.base import StepRunner
-from runtime.backends.onnxrt import OnnxRuntimeRunner
+from runtime.backends.onnxrt import OnnxRuntimeRunner, choose_backend
 from runtime.backends.trt import TensorRTRunner
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig, BackendName
@@ -28,8 +28,9 @@ def load_runner(bundle: Bundle, config: BackendConfig) -> StepRunner:
     others: dict[BackendName, StepRunner] = {}
     placed: dict[str, StepRunner] = {}
     try:
-        for kind, name in config.placement.items():
-            if name == config.name:
+        for kind, wanted in config.placement.items():
+            name = choose_backend(wanted)
+            if name == main.name:
                 continue
             if name not in others:
                 others[name] = _load(bundle, replace(config, name=name, placement={}))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from copy import copy
 from typing import Any
 
@@ -28,8 +29,22 @@ from runtime.backends.trunk import run_as_trunk
 from runtime.bundle import STORED_AS, Bundle, Manifest, TensorSpec
 from runtime.config import BackendConfig, SamplingConfig
 from runtime.engine_manifest import FUNCTION_BODY, EngineFolder, built_with, find_engines
-from runtime.engine_plan import STEPS, Dims, bind, nbytes, resolve, select_profile, with_totals
-from runtime.errors import BackendError, BackendUnavailableError, EngineIncompatibleError
+from runtime.engine_plan import (
+    STEPS,
+    Dims,
+    bind,
+    nbytes,
+    resolve,
+    rows,
+    select_profile,
+    with_totals,
+)
+from runtime.errors import (
+    BackendError,
+    BackendUnavailableError,
+    DeviceMemoryError,
+    EngineIncompatibleError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +73,14 @@ class TensorRTRunner(StepRunner):
         self.max_batch = max(batches)
         self._engines, self._device, self._pool = dict(engines), device, BufferPool(device)
         self._constants: dict[bytes, DeviceValue] = {}
-        self._activations = self._pool.take(
+        self._scratch = BufferPool(device)
+        self._activations = self._scratch.take(
             max((e.activation_nbytes for e in engines.values()), default=0) or 1
         )
         self._generations = (
-            None if kernels is None else Generations(self._in_pool, kernels, device, batches)
+            None
+            if kernels is None
+            else Generations(self._in_pool, kernels, device, batches, self._out_of_memory)
         )
 
     def _in_pool(self, pool: BufferPool) -> TensorRTRunner:
@@ -78,22 +96,34 @@ class TensorRTRunner(StepRunner):
         Raises:
             BackendUnavailableError: TensorRT, cuda.bindings, a GPU or the plugin is missing.
             EngineIncompatibleError: there are no engines that fit, or a plan is damaged.
+            DeviceMemoryError: the engines do not fit into the GPU's memory.
             BackendError: TensorRT or CUDA fails.
         """
         built = built_with(bundle, config.engines)
         # with two libraries installed, the one that there are engines of
         library = import_tensorrt(next((f for f in installed_flavours() if f in built), None))
-        device = CudaDevice()
-        try:
+        with ExitStack() as undo:
+            device = CudaDevice()
+            undo.callback(device.close)
             found = find_engines(
                 bundle, library.flavour, library.version, device.gpu, config.engines
             )
-            engines = _load_engines(library, found, bundle, config, device.gpu)
-            kernels = _load_kernels(device)
-            return cls(bundle.manifest, engines, device, found.manifest.batches, kernels)
-        except BaseException:
-            device.close()
-            raise
+            engines: dict[str, Engine] = {}
+            try:
+                for graph, engine in _load_engines(library, found, bundle, config, device.gpu):
+                    engines[graph] = engine
+                    undo.callback(engine.close)
+                kernels = _load_kernels(device)
+                runner = cls(bundle.manifest, engines, device, found.manifest.batches, kernels)
+            except DeviceMemoryError as error:
+                plans = sum(entry.nbytes for entry in found.manifest.engines.values())
+                raise DeviceMemoryError(
+                    f"{found.folder.name}: {error}; {_budget(engines, 0, device)}, all plans have "
+                    f"{plans / 1e6:.0f} MB; free the GPU's memory, or build engines for batches "
+                    f"below {max(found.manifest.batches)} (scripts/build_engines.py --batch)"
+                ) from error
+            undo.pop_all()
+            return runner
 
     @property
     def name(self) -> str:
@@ -118,8 +148,13 @@ class TensorRTRunner(StepRunner):
                 "--guidance any for passes that are not guided as by default"
             )
         sizes = with_totals({**dims, **engine.profiles[profile]})
-        inputs = {i.name: self._on_device(i, feeds[i.name], sizes) for i in spec.inputs}
-        outputs = {o.name: self._pool.take(nbytes(o, sizes)) for o in spec.outputs}
+        try:
+            inputs = {i.name: self._on_device(i, feeds[i.name], sizes) for i in spec.inputs}
+            outputs = {o.name: self._pool.take(nbytes(o, sizes)) for o in spec.outputs}
+        except DeviceMemoryError as error:
+            taken = engine.profiles[profile]
+            batch = taken["B"] if "B" in taken else rows(taken) // 2
+            raise self._out_of_memory(f"engine {graph} of {taken}", batch, error) from error
         engine.execute(
             profile,
             {i.name: resolve(i, sizes) for i in spec.inputs},
@@ -175,6 +210,21 @@ class TensorRTRunner(StepRunner):
             return value[:count]
         return value.reshaped(count, *value.shape[1:])
 
+    def _out_of_memory(self, what: str, batch: int, error: Exception) -> DeviceMemoryError:
+        batches = {p["B"] for e in self._engines.values() for p in e.profiles if "B" in p}
+        smaller = max((b for b in batches if b < batch), default=None)
+        advice = (
+            f"load the pipeline with max_batch={smaller}"
+            if smaller
+            else f"build engines for batches below {batch} (scripts/build_engines.py --batch)"
+        )
+        return DeviceMemoryError(
+            f"{what}: no room for its inputs and outputs: {error}; "
+            f"{_budget(self._engines, self._pool.nbytes, self._device)}; {advice}, "
+            "or free the GPU's memory",
+            smaller,
+        )
+
     def numpy(self, value: Any) -> np.ndarray:
         return value.numpy(self._device) if isinstance(value, DeviceValue) else value
 
@@ -187,7 +237,19 @@ class TensorRTRunner(StepRunner):
                 engine.close()
             self._engines.clear()
             self._pool.close()
+            self._scratch.close()
             self._device.close()
+
+
+def _budget(engines: Mapping[str, Engine], buffers: int, device: Device) -> str:
+    """What this process's engines take of the device's memory, and what is free."""
+    weights = sum(e.plan_nbytes for e in engines.values())
+    scratch = max((e.activation_nbytes for e in engines.values()), default=0)
+    free, total = device.memory()
+    return (
+        f"loaded are {weights / 1e6:.0f} MB of weights, {scratch / 1e6:.0f} MB of activations and "
+        f"{buffers / 1e6:.0f} MB of buffers, free are {free / 1e6:.0f} of {total / 1e6:.0f} MB"
+    )
 
 
 def _listed(profiles: Sequence[Dims]) -> str:
@@ -196,7 +258,7 @@ def _listed(profiles: Sequence[Dims]) -> str:
 
 def _load_engines(
     library: TensorRT, found: EngineFolder, bundle: Bundle, config: BackendConfig, gpu: str
-) -> dict[str, Engine]:
+) -> Iterator[tuple[str, Engine]]:
     start = time.perf_counter()
     messages: list[str] = []
     trt_logger = make_logger(library, messages)
@@ -216,23 +278,22 @@ def _load_engines(
         raise BackendError(f"{library.flavour} {library.version}: no runtime: {messages}")
     if with_plugin:
         _load_plugin(library, found, sorted(map(str, with_plugin)))
-    engines: dict[str, Engine] = {}
+    activations = 0
     for graph, entry in entries.items():
         plan = found.read_plan(graph, check=config.check_weights)
         cache = found.folder / f"{graph}.{gpu}.kernels"
-        engines[graph] = TensorRTEngine(
-            library, runtime, graph, plan, entry.profiles, cache, messages
-        )
+        engine = TensorRTEngine(library, runtime, graph, plan, entry.profiles, cache, messages)
+        activations = max(activations, engine.activation_nbytes)
+        yield graph, engine
         logger.debug("engine %s: %s", graph, _listed(entry.profiles))
     logger.info(
         "%s: %d engines, %.1f MiB of plans, %.1f MiB of activations, %.2f s",
         found.folder.name,
-        len(engines),
+        len(entries),
         sum(e.nbytes for e in entries.values()) / (1 << 20),
-        max((e.activation_nbytes for e in engines.values()), default=0) / (1 << 20),
+        activations / (1 << 20),
         time.perf_counter() - start,
     )
-    return engines
 
 
 def _load_kernels(device: CudaDevice) -> CudaSamplingKernels | None:

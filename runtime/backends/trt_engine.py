@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from runtime.backends.trt_library import TensorRT
 from runtime.engine_plan import Dims
-from runtime.errors import BackendError
+from runtime.errors import BackendError, DeviceMemoryError
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,10 @@ class Engine(Protocol):
     @property
     def profiles(self) -> Sequence[Dims]:
         """Sizes of the symbolic dimensions that it was built for."""
+
+    @property
+    def plan_nbytes(self) -> int:
+        """Bytes of the plan, nearly all of them weights."""
 
     @property
     def activation_nbytes(self) -> int:
@@ -65,10 +69,14 @@ class TensorRTEngine:
         kernel_cache: Path,
         messages: Sequence[str],
     ) -> None:
-        self.name, self._profiles = name, tuple(profiles)
+        self.name, self._profiles, self.plan_nbytes = name, tuple(profiles), len(plan)
         self._library, self._messages, self._cache_file = library, messages, kernel_cache
         self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
+            if self._is_out_of_memory():
+                raise DeviceMemoryError(
+                    f"engine {name}: no room for a plan of {len(plan) / 1e6:.0f} MB{self._log()}"
+                )
             raise BackendError(
                 f"engine {name}: {library.flavour} {library.version} cannot load this plan"
                 f"{self._log()}; build it again with scripts/build_engines.py --force"
@@ -103,6 +111,7 @@ class TensorRTEngine:
         bound = self._bound[profile]
         for name, address in addresses.items():
             if name in self._tensors and bound.get(name) != address:
+                bound.pop(name, None)  # so that an interrupt here does not leave the old address
                 if not context.set_tensor_address(name, address):
                     raise BackendError(f"engine {self.name}: cannot bind {name}{self._log()}")
                 bound[name] = address
@@ -115,6 +124,8 @@ class TensorRTEngine:
         start = time.perf_counter()
         context = self._create_context()
         if context is None:
+            if self._is_out_of_memory():
+                raise DeviceMemoryError(f"engine {self.name}: no room for a context{self._log()}")
             raise BackendError(
                 f"engine {self.name}: {self._library.flavour} {self._library.version} cannot make "
                 f"a context for it on this GPU{self._log()}; run graphs of this kind elsewhere, "
@@ -155,6 +166,9 @@ class TensorRTEngine:
         config.set_runtime_cache(self._cache)
         self._configs.append(config)
         return self._engine.create_execution_context(config)
+
+    def _is_out_of_memory(self) -> bool:
+        return any("outofmemory" in m.replace(" ", "").lower() for m in self._messages[-3:])
 
     def _log(self) -> str:
         return f" ({'; '.join(self._messages[-3:])})" if self._messages else ""

@@ -13,7 +13,7 @@ from runtime.backends.placement import PlacedRunner
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig
 from runtime.engine_plan import EngineOptions, Layout
-from runtime.errors import EngineIncompatibleError
+from runtime.errors import DeviceMemoryError, EngineIncompatibleError
 from runtime.pipeline import Pipeline
 from tests.cases import run_pipeline
 from tests.golden_data import Case
@@ -122,3 +122,44 @@ def test_a_graph_left_out_is_named_and_can_be_placed(bundle: Bundle) -> None:
     assert placed.name == "trt (decode on ort-cpu)" and placed.max_batch == 2
     with Pipeline(placed, max_batch=2) as pipeline:
         compare_trace(golden, run_pipeline(pipeline, entry, golden))
+
+
+def test_a_batch_beyond_the_engines_is_split(bundle: Bundle, tiny_pipeline: Pipeline) -> None:
+    runner, _ = host_runner(bundle, EngineOptions(batches=(1, 2)))
+    with Pipeline(runner, max_batch=64) as pipeline:
+        assert pipeline.max_batch == 2
+        images = pipeline.generate([1, 2, 3, 4, 5], seed=5)
+    reference = tiny_pipeline.generate([1, 2, 3, 4, 5], seed=5)
+    assert np.abs(images.astype(int) - reference).max() <= 1
+
+
+def test_no_room_for_a_batch_names_a_smaller_one(bundle: Bundle) -> None:
+    runner, device = host_runner(bundle, EngineOptions(batches=(1, 4)))
+    device.total_nbytes = 100_000  # enough for one image
+    with Pipeline(runner, max_batch=4) as pipeline:
+        message = (
+            r"engine \w+ of \{.*\}: no room for its inputs and outputs: .*; loaded are \d+ MB of "
+            r"weights, 0 MB of activations and 0 MB of buffers, free are .*with max_batch=1, or"
+        )
+        with pytest.raises(DeviceMemoryError, match=message) as caught:
+            pipeline.generate([1, 2, 3, 4])
+        assert caught.value.suggested_batch == 1
+    assert device.is_closed and not device.blocks
+
+
+def test_an_interrupted_generation_keeps_no_buffers(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, device = host_runner(bundle, EngineOptions(batches=(1,)))
+    with Pipeline(runner, max_batch=1) as pipeline:
+        whole = pipeline.generate([1], seed=3)
+        blocks = len(device.blocks)
+
+        def interrupted(*arguments: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(runner._engines["quant_s02_pn03"], "execute", interrupted)
+            pipeline.generate([1], seed=3)
+        np.testing.assert_array_equal(pipeline.generate([1], seed=3), whole)
+        assert len(device.blocks) == blocks

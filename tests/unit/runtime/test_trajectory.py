@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from runtime.backends.fake import FakeRunner
 from runtime.bundle import GraphSpec
 from runtime.config import SamplingConfig
+from runtime.errors import GenerationCancelled
 from runtime.pipeline import Pipeline
 from runtime.trace import Trace
 from runtime.trajectory import ScaleEvent
@@ -141,3 +143,51 @@ def test_no_labels(runner: FakeRunner) -> None:
 def test_runner_names_what_a_graph_takes(runner: FakeRunner) -> None:
     with pytest.raises(ValueError, match=r"graph decode takes \['f_hat'\], got \['x'\]"):
         runner.run("decode", {"x": zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("asked", "ran"),
+    [
+        (1, ["cond"]),
+        (3, ["cond", "ns0", "quant0", "ns1", "mask_input1"]),
+        (4, ["cond", "ns0", "quant0", "ns1", "mask_input1", "mask1", "quant1"]),
+    ],
+    ids=("before the first pass", "before a masked pass", "before decoding"),
+)
+def test_cancelled_between_steps(runner: FakeRunner, asked: int, ran: list[str]) -> None:
+    pipeline = Pipeline(runner, max_batch=2)
+    whole = pipeline.generate([1, 2, 3])
+    runner.calls.clear()
+    answers = [False] * (asked - 1) + [True]
+    with pytest.raises(GenerationCancelled, match="before images 0 to 1 were done"):
+        pipeline.generate([1, 2, 3], cancel=lambda: answers.pop(0))
+    assert runner.calls == ran and not answers
+    np.testing.assert_array_equal(pipeline.generate([1, 2, 3]), whole)
+
+
+def test_interrupted_in_a_graph(runner: FakeRunner) -> None:
+    pipeline = Pipeline(runner, max_batch=2)
+    whole = pipeline.generate([1])
+
+    def interrupted(spec: GraphSpec, feeds: Feeds) -> list[np.ndarray]:
+        signal.raise_signal(signal.SIGINT)
+        return quant(spec, feeds)
+
+    runner.functions = {**FUNCTIONS, "quant": interrupted}
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.generate([1])
+    runner.functions = FUNCTIONS
+    np.testing.assert_array_equal(pipeline.generate([1]), whole)
+
+
+def test_f_hat_is_copied_to_the_host_for_a_trace_alone(
+    runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+    monkeypatch.setattr(runner, "numpy", lambda value: copied.append(value.ndim) or value)
+    Pipeline(runner, max_batch=1).generate([1])
+    # three passes' logits, a map, an h, an image
+    assert sorted(copied) == [3, 3, 3, 3, 3, 4]
+    copied.clear()
+    Pipeline(runner, max_batch=1).generate([1], trace=Trace())
+    assert copied.count(4) == 4  # the image, again when it is recorded, and f_hat of both scales

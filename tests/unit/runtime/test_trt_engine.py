@@ -10,7 +10,7 @@ import pytest
 
 from runtime.backends.trt_engine import TensorRTEngine
 from runtime.backends.trt_library import Flavour, TensorRT
-from runtime.errors import BackendError
+from runtime.errors import BackendError, DeviceMemoryError
 
 PROFILES = ({"N": 2, "l": 1}, {"N": 2, "l": 4})
 SHAPES = {"x": (2, 4, 8), "unused": (2,)}
@@ -126,6 +126,25 @@ def test_a_context_is_planned_once_and_rebound_where_addresses_change(
     assert len(fake.contexts) == 2
 
 
+def test_an_interrupted_binding_is_made_again(
+    fake: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(fake, tmp_path)
+    run(engine)
+    (context,) = fake.contexts
+
+    def interrupted(name: str, address: int) -> bool:
+        FakeContext.set_tensor_address(context, name, address)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(context, "set_tensor_address", interrupted)
+        run(engine, x=1001)
+    context.calls.clear()
+    run(engine)
+    assert context.calls == [("address", "x", 1000), ("run", 7)]
+
+
 def test_compiled_kernels_are_kept_in_a_file(fake: FakeEngine, tmp_path: Path) -> None:
     for expected in (b"+", b"++"):
         engine = make(fake, tmp_path)
@@ -152,6 +171,15 @@ def test_full_tensorrt_compiles_nothing_at_load(fake: FakeEngine, tmp_path: Path
     assert fake.contexts[0].config == "user"
     engine.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_out_of_memory_is_told_from_other_failures(fake: FakeEngine, tmp_path: Path) -> None:
+    messages = ("Error Code 2: OutOfMemory (Requested size was 7 bytes.)",)
+    with pytest.raises(DeviceMemoryError, match=r"trunk: no room for a plan of .*OutOfMemory"):
+        make(None, tmp_path, messages=messages)
+    fake.makes_contexts = False
+    with pytest.raises(DeviceMemoryError, match="trunk: no room for a context"):
+        run(make(fake, tmp_path, messages=("Cuda Runtime (out of memory)",)))
 
 
 def test_failures_name_the_engine_and_quote_the_log(fake: FakeEngine, tmp_path: Path) -> None:

@@ -22,7 +22,12 @@ from runtime.backends.trt_library import (
     library_links,
     make_logger,
 )
-from runtime.errors import BackendUnavailableError, EngineBuildError, NoDeviceError
+from runtime.errors import (
+    BackendUnavailableError,
+    DeviceMemoryError,
+    EngineBuildError,
+    NoDeviceError,
+)
 
 
 def module(version: str, **members: Any) -> ModuleType:
@@ -74,7 +79,7 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         CudaDevice()
 
 
-def test_out_of_memory_says_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_told_from_other_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     ok = Status.cudaSuccess
     cuda = SimpleNamespace(
         cudaError_t=Status,
@@ -82,14 +87,15 @@ def test_out_of_memory_says_what_is_free(monkeypatch: pytest.MonkeyPatch) -> Non
         cudaSetDevice=lambda index: (ok,),
         cudaStreamCreateWithFlags=lambda flags: (ok, 5),
         cudaMalloc=lambda nbytes: (Status.cudaErrorMemoryAllocation, 0),
-        cudaMemGetInfo=lambda: (ok, 3_000_000, 80_000_000),
+        cudaMemGetInfo=lambda: (Status.cudaErrorNoDevice, 0, 0),
         cudaGetErrorString=lambda status: (ok, b"out of memory"),
     )
     monkeypatch.setattr("runtime.backends.cuda.import_cuda", lambda: cuda)
     device = CudaDevice()
-    message = r"9\.0 MB.*out of memory; free are 3 of 80 MB: use engines for a smaller batch"
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(DeviceMemoryError, match=r"cudaMalloc \(9\.0 MB\): .*out of memory"):
         device.allocate(9_000_000)
+    with pytest.raises(NoDeviceError):
+        device.memory()
 
 
 def test_full_tensorrt_builds_for_its_own_gpu() -> None:
