@@ -105,7 +105,8 @@ class BackendConfig:
         attention: what runs the attention op: "function" (standard operators, as the graphs hold
             them) or "plugin" (the built library that `plugins_trt.loader` finds). Engines
             were built with one or the other; "plugin" then refuses those without it.
-        nvtx: mark every step with an NVTX range named after its graph, for Nsight Systems.
+        nvtx: mark every step with an NVTX range named after its graph, for Nsight Systems; there is
+            then no generation at once.
     """
 
     name: BackendName = "auto"

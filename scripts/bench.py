@@ -100,7 +100,7 @@ def make_config(args: argparse.Namespace, manifest: Manifest) -> BenchConfig:
 def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     manifest = Bundle.open(args.bundle).manifest
     bench = Bench(manifest, make_config(args, manifest))
-    kinds = [manifest.graphs[graph].kind for graph in bench.graphs]
+    kinds = [manifest.graphs[step.graph].kind for step in bench.steps]
     report: dict[str, Any] = {
         "machine": describe(),
         "bundle": args.bundle.name,

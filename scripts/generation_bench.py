@@ -16,7 +16,7 @@ from runtime.pipeline import Pipeline
 from runtime.timing import Span
 from scripts.ceilings import Ceilings, measure_host_ceilings
 from scripts.generation_times import Effort, Row, achieved, time_generations, time_parts
-from scripts.generation_work import planned_graphs, step_work, total
+from scripts.generation_work import planned_steps, step_work, total
 from scripts.machine import device_bytes, host_bytes
 
 HOST, GPU = "CPU", "GPU"
@@ -64,8 +64,7 @@ class Bench:
         self.manifest, self.config = manifest, config
         self.ceilings: dict[str, Ceilings | None] = {}
         self.spans: dict[str, Sequence[Span]] = {}
-        graphs = planned_graphs(manifest, config.sampling.checked(manifest.model))
-        self.graphs = tuple(graphs)
+        self.steps = tuple(planned_steps(manifest, config.sampling))
 
     def labels(self, batch: int) -> list[int]:
         return [i % self.manifest.model.num_classes for i in range(batch)]
@@ -81,8 +80,8 @@ class Bench:
     def image_flops(self) -> dict[str, int]:
         """Operations of one image, by part of the model."""
         flops: dict[str, int] = defaultdict(int)
-        for graph in self.graphs:
-            for part, work in step_work(self.manifest, graph, 1).items():
+        for step in self.steps:
+            for part, work in step_work(self.manifest, step, 1).items():
                 flops[part] += work.flops
         return dict(flops)
 
@@ -169,7 +168,7 @@ class Bench:
         used: tuple[int, int | None],
     ) -> Row:
         row = time_generations(generate, self.labels(batch), self.config.effort)
-        works = (step_work(self.manifest, graph, batch) for graph in self.graphs)
+        works = (step_work(self.manifest, step, batch) for step in self.steps)
         work = total(part for parts in works for part in parts.values())
         host, device = _memory()
         return {

@@ -15,7 +15,7 @@ from runtime.config import SamplingConfig
 from runtime.pipeline import Pipeline
 from runtime.timing import Span, TimedRunner
 from scripts.ceilings import Ceilings
-from scripts.generation_work import Work, planned_graphs, step_work, total
+from scripts.generation_work import Work, planned_steps, step_work, total
 
 PART_OF_KIND = {
     "cond": "conditioning", "ns": "next-scale passes", "mask": "masked passes",
@@ -84,12 +84,11 @@ def work_by_part(
     manifest: Manifest, sampling: SamplingConfig, batch: int
 ) -> dict[str, tuple[int, Work]]:
     """Number of steps and their work, for each part of a generation."""
-    graphs = planned_graphs(manifest, sampling.checked(manifest.model))
     parts: dict[str, tuple[int, Work]] = {}
-    for graph, count in Counter(graphs).items():
-        part = PART_OF_KIND[manifest.graphs[graph].kind]
+    for step, count in Counter(planned_steps(manifest, sampling)).items():
+        part = PART_OF_KIND[manifest.graphs[step.graph].kind]
         calls, work = parts.get(part, (0, Work()))
-        once = total(step_work(manifest, graph, batch).values())
+        once = total(step_work(manifest, step, batch).values())
         parts[part] = calls + count, total([work, *[once] * count])
     return parts
 
@@ -114,7 +113,7 @@ def time_parts(
     spans: list[Span] = []
 
     def generate(labels: Sequence[int]) -> None:
-        stepped.generate(labels, sampling=sampling, on_scale=lambda event: None)
+        stepped.generate(labels, sampling=sampling)
 
     generate(labels)
     whole_ms: list[float] = []

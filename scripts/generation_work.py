@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime import sampler
 from runtime.bundle import STORED_AS, Manifest, WeightSpec
-from runtime.schedule import Schedule, masked_counts
+from runtime.config import SamplingConfig
+from runtime.schedule import masked_counts
 
 BLOCK_LINEARS = ("qkv", "proj", "fc1", "fc2")
 TRUNK, HEAD, COND, QUANTIZER, DECODE = "trunk", "head", "cond", "quantizer", "decode"
@@ -36,35 +38,44 @@ def total(works: Iterable[Work]) -> Work:
     return sum(works, Work())
 
 
-def planned_graphs(manifest: Manifest, schedule: Schedule | None) -> list[str]:
-    """The graphs that one generation calls, in order."""
-    graphs = [manifest.graph("cond")]
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of a graph; a transformer pass has twice as many rows as images where guided."""
+
+    graph: str
+    is_guided: bool = False
+
+
+def planned_steps(manifest: Manifest, sampling: SamplingConfig) -> list[Step]:
+    """The steps of one generation, in order."""
+    schedule, floor = sampling.checked(manifest.model), sampling.skip_guidance_below
+    masked = sampler.masked_guidance(sampling.cfg) >= floor
+    steps = [Step(manifest.graph("cond"), True)]
     for k, pn in enumerate(manifest.model.patch_nums):
-        graphs.append(manifest.graph("ns", k))
+        t = sampler.guidance(sampling.cfg, k, manifest.num_scales)
+        steps.append(Step(manifest.graph("ns", k), t >= floor))
         for _ in masked_counts(schedule[k] if schedule else (), pn * pn):
-            graphs += [manifest.graph("mask_input", k), manifest.graph("mask", k)]
-        graphs.append(manifest.graph("quant", k))
-    return [*graphs, manifest.graph("decode")]
+            steps.append(Step(manifest.graph("mask_input", k)))
+            steps.append(Step(manifest.graph("mask", k), masked))
+        steps.append(Step(manifest.graph("quant", k)))
+    return [*steps, Step(manifest.graph("decode"))]
 
 
-def step_work(manifest: Manifest, graph: str, batch: int) -> dict[str, Work]:
-    """Work of one call of a step's graph, by part of the model.
-
-    Args:
-        batch: images; transformer passes take twice as many rows.
-    """
-    spec = manifest.graphs[graph]
+def step_work(manifest: Manifest, step: Step, batch: int) -> dict[str, Work]:
+    """Work of one step for so many images, by part of the model."""
+    rows = batch * (1 + step.is_guided)
+    spec = manifest.graphs[step.graph]
     pn = 1 if spec.scale_idx is None else manifest.model.patch_nums[spec.scale_idx]
     if spec.kind in ("ns", "mask"):
-        return _pass(manifest, spec.kind, 2 * batch, pn * pn)
+        return _pass(manifest, spec.kind, rows, pn * pn)
     if spec.kind == "cond":
-        return {COND: _linears(manifest, r".+\.ada|shared_ada", 2 * batch)}
+        return {COND: _linears(manifest, r".+\.ada|shared_ada", rows)}
     if spec.kind in ("quant", "mask_input"):
         phi, side = manifest.tensors["phi.0.weight"], manifest.model.patch_nums[-1]
         return {QUANTIZER: _convolution(phi, batch, side)}
     if spec.kind == "decode":
         return {DECODE: _decode(manifest, batch)}
-    raise ValueError(f"graph {graph} is no step of a generation")
+    raise ValueError(f"graph {step.graph} is no step of a generation")
 
 
 def _pass(manifest: Manifest, branch: str, rows: int, length: int) -> dict[str, Work]:

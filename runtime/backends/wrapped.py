@@ -11,7 +11,7 @@ from runtime.backends.base import StepRunner
 
 
 class WrappedRunner(StepRunner):
-    """Hands everything on to `inner`; subclasses watch the calls."""
+    """Hands every call on to `inner` but `generate`: subclasses watch the steps."""
 
     def __init__(self, inner: StepRunner) -> None:
         super().__init__(inner.manifest)
@@ -26,6 +26,9 @@ class WrappedRunner(StepRunner):
 
     def numpy(self, value: Any) -> np.ndarray:
         return self.inner.numpy(value)
+
+    def rows(self, value: Any, count: int) -> Any:
+        return self.inner.rows(value, count)
 
     def mark(self) -> Any:
         return self.inner.mark()

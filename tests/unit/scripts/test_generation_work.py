@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch
 from hmar.config import PATCH_NUMS_256, TokenizerConfig
 from hmar.vae import VQVAE
 from runtime.bundle import DtypeName, Manifest, WeightSpec
-from scripts.generation_work import Work, planned_graphs, step_work, total
+from runtime.config import SamplingConfig
+from scripts.generation_work import Step, Work, planned_steps, step_work, total
 from tests.unit.runtime.manifests import C, V, manifest, model_spec
 
 SCHEDULE = ((1,), (1, 3))
@@ -34,10 +36,10 @@ def blocks() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("graph", ["ns1", "mask1"])
-def test_a_pass_of_two_blocks(graph: str) -> None:
-    work = step_work(with_tensors(blocks()), graph, batch=3)
-    rows, length, depth = 6, 4, 2
+@pytest.mark.parametrize(("graph", "guided"), [("ns1", True), ("mask1", False)])
+def test_a_pass_of_two_blocks(graph: str, guided: bool) -> None:
+    work = step_work(with_tensors(blocks()), Step(graph, guided), batch=3)
+    rows, length, depth = 6 if guided else 3, 4, 2
     linear = 2 * rows * length * 12 * C * C * depth
     attention = 2 * (2 * rows * length * length * C) * depth  # scores, and values weighted by them
     assert work["trunk"].flops == linear + attention
@@ -51,14 +53,14 @@ def test_a_pass_of_two_blocks(graph: str) -> None:
 
 
 def test_conditioning_is_one_product_per_modulation() -> None:
-    work = step_work(with_tensors(blocks()), "cond", batch=2)["cond"]
+    work = step_work(with_tensors(blocks()), Step("cond", True), batch=2)["cond"]
     assert work.flops == 2 * 4 * C * (3 * 6 * C + 2 * 2 * C)
 
 
 def test_the_quantizer_convolves_the_finest_map() -> None:
     shapes = with_tensors({"phi.0.weight": (4, 4, 3, 3)}, "float32")
     for graph in ("quant0", "mask_input1"):
-        work = step_work(shapes, graph, batch=5)["quantizer"]
+        work = step_work(shapes, Step(graph), batch=5)["quantizer"]
         assert work == Work(flops=2 * 5 * 2 * 2 * 144, nbytes=4 * (144 + 5 * 8 * 4))
 
 
@@ -67,7 +69,9 @@ def test_the_published_decoder_takes_0_394_tflop_an_image() -> None:
         tokenizer = VQVAE(TokenizerConfig(), PATCH_NUMS_256)
     shapes = {name: tuple(weight.shape) for name, weight in tokenizer.named_parameters()}
     decoder = with_tensors(shapes, patch_nums=PATCH_NUMS_256, image_side_px=256)
-    assert math.isclose(step_work(decoder, "decode", 2)["decode"].flops, 2 * 0.394e12, rel_tol=2e-3)
+    assert math.isclose(
+        step_work(decoder, Step("decode"), 2)["decode"].flops, 2 * 0.394e12, rel_tol=2e-3
+    )
 
 
 def test_a_small_decoder() -> None:
@@ -80,17 +84,25 @@ def test_a_small_decoder() -> None:
         "decoder.conv_out.weight": (3, 8, 3, 3),
         "encoder.conv_in.weight": (8, 3, 3, 3),
     }
-    flops = step_work(with_tensors(shapes), "decode", 1)["decode"].flops
+    flops = step_work(with_tensors(shapes), Step("decode"), 1)["decode"].flops
     coarse = 4 * (4 * 4 * 9 + 8 * 4 * 9 + 24 * 8)
     fine = 16 * (8 * 8 * 9 + 8 * 8 * 9 + 3 * 8 * 9)
     assert flops == 2 * (coarse + fine) + 4 * 4**2 * 8
 
 
-def test_planned_graphs() -> None:
+@pytest.mark.parametrize(
+    ("floor", "guided"),
+    [(1e-5, ["cond", "ns1"]), (0.0, ["cond", "ns0", "ns1", "mask1"])],
+)
+def test_planned_steps(floor: float, guided: list[str]) -> None:
+    sampling = SamplingConfig(top_k=0, mask_schedule=SCHEDULE, skip_guidance_below=floor)
+    steps = planned_steps(manifest(), sampling)
     masked = ["mask_input1", "mask1"]
     both = ["cond", "ns0", "quant0", "ns1", *masked, "quant1", "decode"]
-    assert planned_graphs(manifest(), SCHEDULE) == both
-    assert planned_graphs(manifest(), None) == [g for g in both if g not in masked]
+    assert [step.graph for step in steps] == both
+    assert [step.graph for step in steps if step.is_guided] == guided
+    plain = planned_steps(manifest(), replace(sampling, mask_schedule=None))
+    assert [step.graph for step in plain] == [g for g in both if g not in masked]
 
 
 def test_graphs_outside_a_generation_are_refused() -> None:
@@ -99,7 +111,7 @@ def test_graphs_outside_a_generation_are_refused() -> None:
         kind="encode", inputs=(), outputs=(), file="e", sha256="0", nbytes=1
     )}  # fmt: skip
     with pytest.raises(ValueError, match="encode is no step"):
-        step_work(manifest(graphs=encode), "encode", 1)
+        step_work(manifest(graphs=encode), Step("encode"), 1)
 
 
 def test_total() -> None:
