@@ -38,7 +38,7 @@ def _draw_whole(axis: Any, rows: list[Row]) -> None:
     axis.set(xscale="log", yscale="log", xlabel="batch", ylabel="ms per image, lower is better")
     batches = sorted({row["batch"] for row in rows})
     axis.set_xticks(batches, [str(b) for b in batches])
-    axis.minorticks_off()
+    axis.set_xticks([], minor=True)
     axis.legend()
 
 
