@@ -105,6 +105,8 @@ class BackendConfig:
         attention: what runs the attention op: "function" (standard operators, as the graphs hold
             them) or "plugin" (the built library that `plugins_trt.loader` finds). Engines
             were built with one or the other; "plugin" then refuses those without it.
+        nvtx: mark every step with an NVTX range named after its graph, for Nsight Systems; there is
+            then no generation at once.
     """
 
     name: BackendName = "auto"
@@ -114,6 +116,7 @@ class BackendConfig:
     attention: AttentionKind = "function"
     placement: Mapping[Kind, BackendName] = field(default_factory=dict)
     engines: Path | None = None
+    nvtx: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in BACKENDS:

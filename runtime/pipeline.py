@@ -68,13 +68,14 @@ class Pipeline:
         attention: AttentionKind = "function",
         placement: Mapping[Kind, BackendName] | None = None,
         engines: Path | None = None,
+        nvtx: bool = False,
     ) -> Pipeline:
         """Opens a bundle after checking its files against the manifest.
 
         Args:
             bundle: the bundle folder.
-            backend, threads, max_batch, check_weights, attention, placement, engines: see
-                `BackendConfig`.
+            backend, threads, max_batch, check_weights, attention, placement, engines, nvtx:
+                see `BackendConfig`.
 
         Raises:
             BundleError: the folder is no bundle, or a file is missing or altered.
@@ -88,6 +89,7 @@ class Pipeline:
             placement=placement or {},
             engines=engines,
             attention=attention,
+            nvtx=nvtx,
         )
         opened = Bundle.open(bundle)
         opened.check_files(weights=config.check_weights)

@@ -31,8 +31,9 @@ from plugins_trt.block_sparse_attn.spec import Attributes
 from plugins_trt.loader import PluginError, find_library
 from scripts.attention_rivals import DIAGONAL_ONLY, RIVALS, Call, bounds_of
 from scripts.attention_shapes import Shape, pyramid_shapes, short_packs, single_shapes
+from scripts.ceilings import Ceilings
 from scripts.cli import parser, run
-from scripts.gpu_timing import Ceilings, measure_ceilings, time_graph
+from scripts.gpu_timing import measure_ceilings, time_graph
 
 logger = logging.getLogger(__name__)
 OURS, LIBRARY = "ours", "ours (library)"

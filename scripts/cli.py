@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -38,6 +39,14 @@ def joined(arguments: Sequence[str], option: str) -> list[str]:
         value = next(items, None) if item == option else None
         result.append(item if value is None else f"{item}={value}")
     return result
+
+
+def parse_placement(text: str | None) -> dict[Any, Any]:
+    """Backends by kind of graph; `BackendConfig` checks the names."""
+    pairs = [part.split("=") for part in text.split(",")] if text else []
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"--place must be KIND=BACKEND,…, such as decode=ort-cpu, got {text!r}")
+    return {kind.strip(): backend.strip() for kind, backend in pairs}
 
 
 def run(main: Callable[[], None], *errors: type[Exception]) -> None:

@@ -10,7 +10,6 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -21,7 +20,7 @@ from runtime.pipeline import Pipeline
 from runtime.schedule import parse_schedule
 from runtime.trace import Trace
 from runtime.trajectory import ScaleEvent
-from scripts.cli import ProgressBar, joined, parser, run
+from scripts.cli import ProgressBar, joined, parse_placement, parser, run
 from scripts.images import check_writable, with_captions, write_grid
 
 
@@ -119,14 +118,6 @@ def parse_labels(text: str) -> list[int | str]:
     if not all(parts):
         raise ValueError(f"--labels must be separated by commas, such as 207,88, got {text!r}")
     return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
-
-
-def parse_placement(text: str | None) -> dict[Any, Any]:
-    """Backends by kind of graph; `BackendConfig` checks the names."""
-    pairs = [part.split("=") for part in text.split(",")] if text else []
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"--place must be KIND=BACKEND,…, such as decode=ort-cpu, got {text!r}")
-    return {kind.strip(): backend.strip() for kind, backend in pairs}
 
 
 def sampling_config(args: argparse.Namespace, defaults: SamplingConfig) -> SamplingConfig:

@@ -1,4 +1,4 @@
-"""Times of GPU work from CUDA graph replays, and the two ceilings they are held against."""
+"""Times of GPU work from CUDA graph replays, and the ceilings of a GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+
+from scripts.ceilings import Ceilings
 
 REPLAYS = 25
 MIN_REPLAY_MS = 0.5  # calls are repeated inside the graph until a replay takes this long
@@ -66,20 +68,11 @@ def _replay_ms(graph: torch.cuda.CUDAGraph, count: int) -> np.ndarray:
     return np.array(times_ms)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ceilings:
-    """What this GPU reaches: a large half-precision product, and a large copy (read plus write)."""
-
-    tflops: float
-    gbytes_per_s: float
-
-    def floor_ms(self, flops: float, num_bytes: float) -> float:
-        """The least time of work that needs so many operations and bytes."""
-        return max(flops / self.tflops * 1e-9, num_bytes / self.gbytes_per_s * 1e-6)
-
-
-def measure_ceilings(side: int = 8192, copy_bytes: int = 2**31) -> Ceilings:
-    a, b = torch.randn(2, side, side, device="cuda", dtype=torch.float16).unbind(0)
+def measure_ceilings(
+    side: int = 8192, copy_bytes: int = 2**31, dtype: torch.dtype = torch.float16
+) -> Ceilings:
+    """Of this GPU, for products in a dtype."""
+    a, b = torch.randn(2, side, side, device="cuda", dtype=dtype).unbind(0)
     product_ms = time_graph(lambda: a @ b).median_ms
     source = torch.randint(255, (copy_bytes,), device="cuda", dtype=torch.uint8)
     target = torch.empty_like(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from runtime.engine_plan import Dims, EngineOptions, plan_engines, resolve, with
 from runtime.errors import DeviceMemoryError
 from runtime.trajectory import to_uint8
 
+LAYERS = ("matmul", "norm")  # that an engine reports, of 1 and 2 ms
 FILL = 0xFF  # NaN as a float, -1 as an index
 
 
@@ -62,6 +64,12 @@ class HostDevice:
     def capture(self, work: Callable[[], None]) -> HostGraph:
         self.captures += 1
         return HostGraph(work)
+
+    def record(self) -> float:
+        return time.perf_counter()
+
+    def elapsed_ms(self, start: float, stop: float) -> float:
+        return (stop - start) * 1e3
 
     def close(self) -> None:
         self.is_closed = True
@@ -142,6 +150,7 @@ class OrtEngine:
         self._path = bundle.path(self._spec)
         self._session: onnxruntime.InferenceSession | None = None
         self.used: list[int] = []
+        self._report: Callable[[str, float], None] | None = None
 
     def execute(
         self,
@@ -159,9 +168,15 @@ class OrtEngine:
             self._session = onnxruntime.InferenceSession(
                 self._path, providers=["CPUExecutionProvider"]
             )
+        if self._report is not None:
+            for i, layer in enumerate(LAYERS, start=1):
+                self._report(layer, float(i))
         feeds = {i.name: _at(addresses[i.name], i, sizes) for i in self._spec.inputs}
         for spec, value in zip(self._spec.outputs, self._session.run(None, feeds), strict=True):
             _at(addresses[spec.name], spec, sizes)[...] = value
+
+    def report_layers(self, report: Callable[[str, float], None]) -> None:
+        self._report = report
 
     def close(self) -> None:
         self._session = None

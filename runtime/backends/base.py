@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,6 +72,14 @@ class StepRunner(ABC):
     def rows(self, value: Any, count: int) -> Any:
         """The first rows of a value."""
         return self.numpy(value)[:count]
+
+    def mark(self) -> Any:
+        """The present point in the runner's work, for `elapsed_ms`."""
+        return time.perf_counter()
+
+    def elapsed_ms(self, start: Any, stop: Any) -> float:
+        """Milliseconds between two marks, on the device where work is queued; waits for it."""
+        return (stop - start) * 1e3
 
     def close(self) -> None:
         """Frees the library's resources, if it holds any; the runner cannot be used afterwards."""

@@ -51,6 +51,10 @@ class Device(Protocol):
 
     def capture(self, work: Callable[[], None]) -> Graph: ...
 
+    def record(self) -> Any: ...
+
+    def elapsed_ms(self, start: Any, stop: Any) -> float: ...
+
     def close(self) -> None: ...
 
 
@@ -67,6 +71,18 @@ def import_cuda() -> Any:
             f"the package cuda.bindings cannot be imported ({error}): {HOW_TO_INSTALL}"
         ) from error
     return runtime
+
+
+class Event:
+    """A point in a stream's work, which can be timed."""
+
+    __slots__ = ("_cuda", "handle")
+
+    def __init__(self, cuda: Any, handle: Any) -> None:
+        self._cuda, self.handle = cuda, handle
+
+    def __del__(self) -> None:
+        self._cuda.cudaEventDestroy(self.handle)
 
 
 class CudaDevice:
@@ -147,6 +163,17 @@ class CudaDevice:
         (executable,) = self.call("cudaGraphInstantiate", graph, 0, why="graph")
         self.call("cudaGraphDestroy", graph, why="graph")
         return CudaGraph(self, executable)
+
+    def record(self) -> Event:
+        """An event on the stream, after all work so far."""
+        (handle,) = self.call("cudaEventCreate", why="event")
+        self.call("cudaEventRecord", handle, self._stream, why="event")
+        return Event(self._cuda, handle)
+
+    def elapsed_ms(self, start: Event, stop: Event) -> float:
+        """Milliseconds between two events, after waiting for the second."""
+        self.call("cudaEventSynchronize", stop.handle, why="event")
+        return float(self.call("cudaEventElapsedTime", start.handle, stop.handle, why="event")[0])
 
     def close(self) -> None:
         """Ends the stream, after all work on it."""

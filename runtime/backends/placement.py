@@ -14,6 +14,7 @@ from runtime.backends.onnxrt import OnnxRuntimeRunner, choose_backend
 from runtime.backends.trt import TensorRTRunner
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig, BackendName
+from runtime.nvtx_ranges import MarkedRunner, find_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ def load_runner(bundle: Bundle, config: BackendConfig) -> StepRunner:
     Raises:
         BackendError: a backend is not available or cannot run the bundle.
     """
+    ranges = find_ranges() if config.nvtx else None
     main = _load(bundle, config)
     others: dict[BackendName, StepRunner] = {}
     placed: dict[str, StepRunner] = {}
@@ -40,7 +42,8 @@ def load_runner(bundle: Bundle, config: BackendConfig) -> StepRunner:
         for runner in (main, *others.values()):
             runner.close()
         raise
-    return PlacedRunner(main, placed) if placed else main
+    runner = PlacedRunner(main, placed) if placed else main
+    return runner if ranges is None else MarkedRunner(runner, ranges)
 
 
 def _load(bundle: Bundle, config: BackendConfig) -> StepRunner:
@@ -89,6 +92,12 @@ class PlacedRunner(StepRunner):
 
     def numpy(self, value: Any) -> np.ndarray:
         return value.runner.numpy(value.value) if isinstance(value, PlacedValue) else value
+
+    def mark(self) -> Any:
+        return self._main.mark()
+
+    def elapsed_ms(self, start: Any, stop: Any) -> float:
+        return self._main.elapsed_ms(start, stop)
 
     def close(self) -> None:
         for runner in {id(r): r for r in (self._main, *self._placed.values())}.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
 from typing import Any
@@ -227,6 +227,16 @@ class TensorRTRunner(StepRunner):
 
     def numpy(self, value: Any) -> np.ndarray:
         return value.numpy(self._device) if isinstance(value, DeviceValue) else value
+
+    def mark(self) -> Any:
+        return self._device.record()
+
+    def elapsed_ms(self, start: Any, stop: Any) -> float:
+        return self._device.elapsed_ms(start, stop)
+
+    def report_layers(self, graph: str, report: Callable[[str, float], None]) -> None:
+        """Times the layers of a graph from now on, see `Engine.report_layers`."""
+        self._engines[graph].report_layers(report)
 
     def close(self) -> None:
         if self._generations is not None:

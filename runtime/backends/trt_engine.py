@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from runtime.backends.trt_library import TensorRT
+from runtime.backends.trt_library import TensorRT, make_profiler
 from runtime.engine_plan import Dims
 from runtime.errors import BackendError, DeviceMemoryError
 
@@ -47,6 +47,13 @@ class Engine(Protocol):
             addresses: device memory of inputs and outputs.
             activations: device memory of `activation_nbytes`, shared with other engines; the same
                 at every call.
+        """
+
+    def report_layers(self, report: Callable[[str, float], None]) -> None:
+        """Times layers from now on, of the profiles that have run before.
+
+        Args:
+            report: receives each layer's name and milliseconds, before `execute` returns.
         """
 
     def close(self) -> None: ...
@@ -87,6 +94,7 @@ class TensorRTEngine:
         self._bound: dict[int, dict[str, int]] = {}
         self._cache: Any = None
         self._cached = b""
+        self._profiler: Any = None  # contexts refer to it without keeping it alive
         self._configs: list[Any] = []  # contexts refer to them without keeping them alive
 
     @property
@@ -117,6 +125,11 @@ class TensorRTEngine:
                 bound[name] = address
         if not context.execute_async_v3(stream):
             raise BackendError(f"engine {self.name}: cannot run{self._log()}")
+
+    def report_layers(self, report: Callable[[str, float], None]) -> None:
+        self._profiler = make_profiler(self._library, report)
+        for context in self._contexts.values():
+            context.profiler = self._profiler
 
     def _make_context(
         self, profile: int, shapes: Mapping[str, tuple[int, ...]], activations: int, stream: int

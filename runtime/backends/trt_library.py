@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -113,6 +113,19 @@ def make_logger(library: TensorRT, messages: list[str] | None = None) -> Any:
                 logger.log(levels[severity], "%s", message)
 
     return Logger()
+
+
+def make_profiler(library: TensorRT, report: Callable[[str, float], None]) -> Any:
+    """A TensorRT profiler that hands on each layer's name and milliseconds."""
+
+    class Profiler(library.module.IProfiler):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            library.module.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            report(layer_name, ms)
+
+    return Profiler()
 
 
 def check_targets(library: TensorRT, targets: Sequence[str], gpu: str | None) -> None:

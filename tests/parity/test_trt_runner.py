@@ -15,9 +15,10 @@ from runtime.config import BackendConfig
 from runtime.engine_plan import EngineOptions, Layout
 from runtime.errors import DeviceMemoryError, EngineIncompatibleError
 from runtime.pipeline import Pipeline
+from scripts.profile_step import profile_layers
 from tests.cases import run_pipeline
 from tests.golden_data import Case
-from tests.host_device import OrtEngine, host_runner
+from tests.host_device import LAYERS, OrtEngine, host_runner
 from tests.trace_check import compare_trace
 
 TINY = Case("tiny")
@@ -163,3 +164,15 @@ def test_an_interrupted_generation_keeps_no_buffers(
             pipeline.generate([1], seed=3)
         np.testing.assert_array_equal(pipeline.generate([1], seed=3), whole)
         assert len(device.blocks) == blocks
+
+
+def test_layers_are_timed_at_a_profile(bundle: Bundle) -> None:
+    runner, _ = host_runner(bundle, EngineOptions(batches=(1, 4)))
+    dims = {"N": 2, "l": 9, "blocks_plus_1": 2}
+    count, matmul, norm = profile_layers(runner, "ns_trunk", dims, runs=3).export()
+    assert count == {"count": 3} and (matmul["name"], norm["name"]) == LAYERS
+    assert (norm["timeMs"], norm["medianMs"]) == (6, 2)
+    engine = runner._engines["ns_trunk"]
+    assert isinstance(engine, OrtEngine)
+    assert {tuple(engine.profiles[i].items()) for i in engine.used} == {tuple(dims.items())}
+    runner.close()

@@ -93,6 +93,7 @@ def make(
         __version__="1.4.0",
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+        IProfiler=object,
     )
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: fake)
     library, cache = TensorRT(trt, flavour), folder / "trunk.sm90.kernels"
@@ -194,3 +195,12 @@ def test_failures_name_the_engine_and_quote_the_log(fake: FakeEngine, tmp_path: 
     fake.contexts[-1].runs = False
     with pytest.raises(BackendError, match="trunk: cannot run"):
         run(engine)
+
+
+def test_layers_are_reported_for_what_has_run(fake: FakeEngine, tmp_path: Path) -> None:
+    engine = make(fake, tmp_path)
+    run(engine)
+    layers: list[tuple[str, float]] = []
+    engine.report_layers(lambda name, ms: layers.append((name, ms)))
+    fake.contexts[0].profiler.report_layer_time("matmul", 0.5)
+    assert layers == [("matmul", 0.5)]

@@ -98,6 +98,29 @@ def test_out_of_memory_is_told_from_other_failures(monkeypatch: pytest.MonkeyPat
         device.memory()
 
 
+def test_events_are_timed_and_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ok, calls, handles = Status.cudaSuccess, list[tuple[str, int]](), iter((1, 2))
+    cuda = SimpleNamespace(
+        cudaError_t=Status,
+        cudaStreamNonBlocking=1,
+        cudaSetDevice=lambda index: (ok,),
+        cudaStreamCreateWithFlags=lambda flags: (ok, 5),
+        cudaEventCreate=lambda: (ok, next(handles)),
+        cudaEventRecord=lambda event, stream: (calls.append((f"record on {stream}", event)), ok)[
+            1:
+        ],
+        cudaEventSynchronize=lambda event: (calls.append(("wait", event)), ok)[1:],
+        cudaEventElapsedTime=lambda start, stop: (ok, 10.0 * start + stop),
+        cudaEventDestroy=lambda event: (calls.append(("destroy", event)), ok)[1:],
+    )
+    monkeypatch.setattr("runtime.backends.cuda.import_cuda", lambda: cuda)
+    device = CudaDevice()
+    start, stop = device.record(), device.record()
+    assert device.elapsed_ms(start, stop) == 12.0
+    del start
+    assert calls == [("record on 5", 1), ("record on 5", 2), ("wait", 2), ("destroy", 1)]
+
+
 def test_full_tensorrt_builds_for_its_own_gpu() -> None:
     library = TensorRT(module("10.14.1"), "tensorrt")
     check_targets(library, ("sm90",), "sm90")

@@ -10,7 +10,7 @@ import pytest
 from plugins_trt.block_sparse_attn.spec import PATTERNS, Pattern
 from scripts.attention_rivals import dense_mask, per_block
 from scripts.attention_shapes import Shape, pyramid_shapes
-from scripts.gpu_timing import Ceilings
+from scripts.ceilings import Ceilings
 from tests.attention_cases import make_inputs, relative_error
 
 

@@ -18,7 +18,10 @@ from tests.golden_data import Case
 from tests.trace_check import compare_trace
 
 ROOT = Path(__file__).resolve().parents[3]
-SCRIPTS = ["export.py", "generate.py", "verify.py", "make_recipe_checkpoint.py"]
+SCRIPTS = [
+    *("export.py", "generate.py", "verify.py", "make_recipe_checkpoint.py"),
+    *("bench.py", "profile_step.py"),
+]
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
