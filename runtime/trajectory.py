@@ -97,9 +97,8 @@ class Trajectory:
         self.model = runner.manifest.model
         self.batch = len(labels)
         none = self.model.num_classes
-        both = condition(runner, [*labels, *([none] * self.batch)])
-        conditional = {name: runner.rows(value, self.batch) for name, value in both.items()}
-        self.cond = {2: both, 1: conditional}
+        self.labels = {1: [*labels], 2: [*labels, *([none] * self.batch)]}
+        self.cond: dict[int, dict[str, Any]] = {}
         self.maps: list[np.ndarray] = []  # next-scale inputs so far, each (B, l, Cvae)
 
     def run(self) -> np.ndarray:
@@ -198,12 +197,12 @@ class Trajectory:
 
     def _logits(self, kind: Any, k: int | None, feeds: dict[str, Any], halves: int) -> np.ndarray:
         raise_if_cancelled(self.cancel, self.images)
+        if halves not in self.cond:
+            self.cond[halves] = condition(self.runner, self.labels[halves])
+        cond = self.cond[halves]
         graph = self.runner.manifest.graph(kind, k)
-        conditions = {
-            i.name: self.cond[halves][i.name]
-            for i in self.runner.manifest.graphs[graph].inputs
-            if i.name in self.cond[halves]
-        }
+        inputs = self.runner.manifest.graphs[graph].inputs
+        conditions = {i.name: cond[i.name] for i in inputs if i.name in cond}
         return self.runner.numpy(self.runner.run(graph, {**feeds, **conditions})["logits"])
 
 

@@ -69,10 +69,6 @@ class StepRunner(ABC):
         """
         return None
 
-    def rows(self, value: Any, count: int) -> Any:
-        """The first rows of a value."""
-        return self.numpy(value)[:count]
-
     def mark(self) -> Any:
         """The present point in the runner's work, for `elapsed_ms`."""
         return time.perf_counter()

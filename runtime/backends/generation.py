@@ -114,7 +114,7 @@ class Generation:
     def _enqueue(self) -> None:
         manifest, B = self._runner.manifest, self._plan.batch
         both = self._runner.run(manifest.graph("cond"), {"label": self._inputs.labels})
-        cond = {2: both, 1: {name: self._runner.rows(v, B) for name, v in both.items()}}
+        cond = {2: both, 1: {name: v.reshaped(B, *v.shape[1:]) for name, v in both.items()}}
         f_hat, map_B = self._zeros, None
         for k, pn in enumerate(self._model.patch_nums):
             tokens = self._predict(k, pn, cond, map_B)

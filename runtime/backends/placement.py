@@ -85,11 +85,6 @@ class PlacedRunner(StepRunner):
             return value
         return value.value if value.runner is runner else value.runner.numpy(value.value)
 
-    def rows(self, value: Any, count: int) -> Any:
-        if not isinstance(value, PlacedValue):
-            return value[:count]
-        return PlacedValue(value.runner, value.runner.rows(value.value, count))
-
     def numpy(self, value: Any) -> np.ndarray:
         return value.runner.numpy(value.value) if isinstance(value, PlacedValue) else value
 

@@ -205,11 +205,6 @@ class TensorRTRunner(StepRunner):
             return None
         return self._generations(labels, images, seed, sampling)
 
-    def rows(self, value: Any, count: int) -> Any:
-        if not isinstance(value, DeviceValue):
-            return value[:count]
-        return value.reshaped(count, *value.shape[1:])
-
     def _out_of_memory(self, what: str, batch: int, error: Exception) -> DeviceMemoryError:
         batches = {p["B"] for e in self._engines.values() for p in e.profiles if "B" in p}
         smaller = max((b for b in batches if b < batch), default=None)

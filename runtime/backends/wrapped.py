@@ -27,9 +27,6 @@ class WrappedRunner(StepRunner):
     def numpy(self, value: Any) -> np.ndarray:
         return self.inner.numpy(value)
 
-    def rows(self, value: Any, count: int) -> Any:
-        return self.inner.rows(value, count)
-
     def mark(self) -> Any:
         return self.inner.mark()
 

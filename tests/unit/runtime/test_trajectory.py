@@ -60,7 +60,8 @@ def runner() -> FakeRunner:
 def test_order_of_graphs(runner: FakeRunner) -> None:
     Pipeline(runner, max_batch=8).generate([1, 2])
     masked = ["mask_input1", "mask1"]
-    assert runner.calls == ["cond", "ns0", "quant0", "ns1", *masked, "quant1", "decode"]
+    # the first scale has no unconditional half
+    assert runner.calls == ["cond", "ns0", "quant0", "cond", "ns1", *masked, "quant1", "decode"]
 
 
 def test_no_masked_passes(runner: FakeRunner) -> None:
@@ -91,7 +92,7 @@ def test_guided_batch_is_conditional_half_first(runner: FakeRunner) -> None:
         "cond": lambda spec, feeds: labels.append(feeds["label"]) or [feeds["label"]] * 3,
     }
     Pipeline(runner, max_batch=8).generate([3, -1])
-    assert labels[0].tolist() == [3, CLASSES, CLASSES, CLASSES]
+    assert [value.tolist() for value in labels] == [[3, CLASSES], [3, CLASSES, CLASSES, CLASSES]]
 
 
 def test_requests_are_split_to_what_fits(runner: FakeRunner) -> None:
@@ -149,11 +150,10 @@ def test_runner_names_what_a_graph_takes(runner: FakeRunner) -> None:
     ("asked", "ran"),
     [
         (1, []),
-        (2, ["cond"]),
-        (4, ["cond", "ns0", "quant0", "ns1", "mask_input1"]),
-        (5, ["cond", "ns0", "quant0", "ns1", "mask_input1", "mask1", "quant1"]),
+        (4, ["cond", "ns0", "quant0", "cond", "ns1", "mask_input1"]),
+        (5, ["cond", "ns0", "quant0", "cond", "ns1", "mask_input1", "mask1", "quant1"]),
     ],
-    ids=("at the start", "before the first pass", "before a masked pass", "before decoding"),
+    ids=("at the start", "before a masked pass", "before decoding"),
 )
 def test_cancelled_between_steps(runner: FakeRunner, asked: int, ran: list[str]) -> None:
     pipeline = Pipeline(runner, max_batch=2)
