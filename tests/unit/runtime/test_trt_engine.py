@@ -110,8 +110,8 @@ def test_a_context_is_planned_once_and_rebound_where_addresses_change(
     run(engine)
     (context,) = fake.contexts
     assert context.calls == [
-        ("memory", 5000, 512),
         ("profile", 1, 7),
+        ("memory", 5000, 512),
         ("shape", "x", (2, 4, 8)),
         ("address", "x", 1000),
         ("address", "logits", 3000),
