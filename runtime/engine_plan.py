@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,6 +26,8 @@ STEPS: tuple[Kind, ...] = ("ns", "mask")
 OPTIONAL: tuple[Kind, ...] = ("ns_prefix", "score")
 ATTENTION_KINDS: tuple[Kind, ...] = ("ns_trunk", "mask_trunk", "ns", "mask", *OPTIONAL)
 """Kinds of graph that hold the attention op."""
+STAGED: tuple[Kind, ...] = ("encode", "decode")
+"""Kinds of graph that can be built in stages: the convolutional networks."""
 
 MAX_BATCH = 4096
 
@@ -41,6 +43,8 @@ class EngineOptions:
         unguided: also build profiles of B rows, for passes without the unconditional half.
         extra: kinds to build in addition, of `OPTIONAL`.
         leave_out: kinds not to build, since they run elsewhere.
+        stages: engines to cut a graph into, by kind, of `STAGED`; 1 = whole. A kind that is not
+            named is built whole, and cut where TensorRT cannot run it so on this machine's GPU.
         workspace_bytes: limit on an engine's scratch memory; None = the GPU's memory.
     """
 
@@ -49,6 +53,7 @@ class EngineOptions:
     unguided: bool = False
     extra: tuple[Kind, ...] = ()
     leave_out: tuple[Kind, ...] = ()
+    stages: Mapping[Kind, int] = field(default_factory=dict)
     workspace_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -64,6 +69,10 @@ class EngineOptions:
             raise ValueError(f"workspace_bytes must be positive, got {self.workspace_bytes}")
         if unknown := set(self.leave_out) - set(get_args(Kind)):
             raise ValueError(f"kinds to leave out are unknown: {sorted(unknown)}")
+        if unknown := set(self.stages) - set(STAGED):
+            raise ValueError(f"graphs in stages are {STAGED}, got {sorted(unknown)}")
+        if any(count < 1 for count in self.stages.values()):
+            raise ValueError(f"stages must be numbers of engines >= 1, got {dict(self.stages)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from runtime.backends.trt_library import FLAVOURS, import_tensorrt
 from runtime.bundle import Bundle, Kind
 from runtime.engine_cache import build_engines
-from runtime.engine_plan import LAYOUTS, OPTIONAL, EngineOptions
+from runtime.engine_plan import LAYOUTS, OPTIONAL, STAGED, EngineOptions
 from runtime.engine_target import ATTENTIONS, choose_target, local_gpu
 from runtime.errors import BackendUnavailableError, DeployError
 from scripts.cli import ProgressBar, parser, run
@@ -85,6 +85,12 @@ def parse_args() -> argparse.Namespace:
         help="kinds of graph not to build, since another backend runs them, such as decode",
     )
     p.add_argument(
+        "--stages",
+        metavar="KIND=N,…",
+        help=f"cut graphs of a kind, of {', '.join(STAGED)}, into N engines that run one after "
+        "another; 1 = whole (default: whole, but cut where this machine's GPU cannot run it so)",
+    )
+    p.add_argument(
         "--unguided",
         action="store_true",
         help="also build profiles for passes without the unconditional half",
@@ -117,6 +123,14 @@ def parse_kinds(text: str | None, option: str) -> tuple[Kind, ...]:
     return tuple(kinds[item] for item in items)
 
 
+def parse_stages(text: str | None) -> dict[Kind, int]:
+    items = [item.partition("=") for item in parse_list(text, "--stages")]
+    if not all(count.isdigit() for _, _, count in items):
+        raise ValueError(f"--stages must be such as decode=8,encode=1, got {text!r}")
+    kinds = parse_kinds(",".join(kind for kind, _, _ in items), "--stages")
+    return dict(zip(kinds, (int(count) for _, _, count in items), strict=True))
+
+
 def parse_size(text: str | None) -> int | None:
     """Bytes, from a number with K, M or G."""
     if text is None:
@@ -146,6 +160,7 @@ def main() -> None:
         unguided=args.unguided,
         extra=parse_kinds(args.extra, "--extra"),
         leave_out=parse_kinds(args.leave_out, "--leave-out"),
+        stages=parse_stages(args.stages),
         workspace_bytes=parse_size(args.max_workspace),
     )
     bundle = Bundle.open(args.bundle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from runtime.backends.base import StepRunner
 from runtime.backends.cuda import CudaDevice, Device
 from runtime.backends.device_values import Buffer, BufferPool, DeviceValue
+from runtime.backends.staged_engine import StagedEngine
 from runtime.backends.trt_engine import Engine, TensorRTEngine
 from runtime.backends.trt_library import (
     TensorRT,
@@ -169,11 +171,22 @@ def _load_engines(
         _load_plugin(library, found, sorted(map(str, with_plugin)))
     engines: dict[str, Engine] = {}
     for graph, entry in entries.items():
-        plan = found.read_plan(graph, check=config.check_weights)
-        cache = found.folder / f"{graph}.{gpu}.kernels"
-        engines[graph] = TensorRTEngine(
-            library, runtime, graph, plan, entry.profiles, cache, messages
-        )
+        parts: list[Engine] = []
+        for i, plan in enumerate(entry.plans):
+            stem = Path(plan.file).stem
+            parts.append(
+                TensorRTEngine(
+                    library,
+                    runtime,
+                    stem,
+                    found.read_plan(graph, i, check=config.check_weights),
+                    entry.profiles,
+                    found.folder / f"{stem}.{gpu}.kernels",
+                    messages,
+                )
+            )
+        stages = [plan.stage for plan in entry.plans if plan.stage is not None]
+        engines[graph] = StagedEngine(parts, stages) if stages else parts[0]
         logger.debug("engine %s: %s", graph, _listed(entry.profiles))
     logger.info(
         "%s: %d engines, %.1f MiB of plans, %.1f MiB of activations, %.2f s",
