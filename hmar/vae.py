@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmar.config import TokenizerConfig
-from hmar.quant import Quantizer
+from hmar.quant import Quantizer, flatten_map
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -38,6 +38,14 @@ class ResBlock(nn.Module):
         return self.nin_shortcut(x) + h
 
 
+def pointwise(conv: nn.Conv2d, x_BlC: Tensor) -> Tensor:
+    """A 1x1 convolution as the matrix product that it is.
+
+    TensorRT-RTX 1.4 has no kernel for a group norm followed by a 1x1 convolution on SM 9.0.
+    """
+    return F.linear(x_BlC, conv.weight.flatten(1), conv.bias)
+
+
 class AttnBlock(nn.Module):
     """Single-head attention over all positions, scale channels ** -0.5."""
 
@@ -48,10 +56,10 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x_BChw)).flatten(2).chunk(3, dim=1)  # (B, C, hw) each
-        attn = torch.softmax((q.transpose(1, 2) @ k) * x_BChw.shape[1] ** -0.5, dim=-1)
-        o = (v @ attn.transpose(1, 2)).view_as(x_BChw)
-        return x_BChw + self.proj_out(o)
+        q, k, v = pointwise(self.qkv, flatten_map(self.norm(x_BChw))).chunk(3, dim=-1)
+        attn_Bll = torch.softmax((q @ k.transpose(1, 2)) * x_BChw.shape[1] ** -0.5, dim=-1)
+        o_BlC = pointwise(self.proj_out, attn_Bll @ v)
+        return x_BChw + o_BlC.transpose(1, 2).reshape(x_BChw.shape)
 
 
 class Mid(nn.Module):

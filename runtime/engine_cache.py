@@ -17,14 +17,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.trt_build import BuildJob, BuildReport, build_engine
-from runtime.bundle import Bundle
+from runtime.backends.trt_build import BuildJob, build_engine
+from runtime.bundle import Bundle, Kind
 from runtime.engine_manifest import (
     ENGINES,
     ENGINES_FILE,
@@ -33,9 +33,11 @@ from runtime.engine_manifest import (
     EngineEntry,
     EngineFolder,
     EngineManifest,
+    PlanEntry,
 )
 from runtime.engine_plan import (
     ATTENTION_KINDS,
+    STAGED,
     EngineOptions,
     EngineSpec,
     nbytes,
@@ -43,6 +45,7 @@ from runtime.engine_plan import (
     resolve,
     with_totals,
 )
+from runtime.engine_stages import Build, BuiltPlan, build_graph
 from runtime.engine_target import Target
 from runtime.errors import EngineBuildError, EngineIncompatibleError
 
@@ -52,7 +55,6 @@ TIMING_CACHE = "timing.cache"
 
 Progress = Callable[[str, int, int], None]
 """(stage and item, done, total)."""
-Build = Callable[[BuildJob], BuildReport]
 
 
 def quiet(item: str, done: int, total: int) -> None:
@@ -71,6 +73,7 @@ def engine_key(bundle: Bundle, spec: EngineSpec, target: Target, options: Engine
         "attention": target.attention if spec.kind in ATTENTION_KINDS else None,
         "profiles": spec.profiles,
         "precision": bundle.manifest.precision,
+        "stages": options.stages.get(spec.kind),
         "workspace": options.workspace_bytes,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -96,6 +99,7 @@ def mismatches(
     compare("layout", found.layout, options.layout)
     compare("attention", found.attention, target.attention)
     compare("batches", _listed(found.batches), _listed(options.batches))
+    compare("stages", _stages(found.stages), _stages(options.stages))
     compare("workspace", _mib(found.workspace_bytes), _mib(options.workspace_bytes))
     compare(
         "weights", f"sha256 {found.weights_sha256[:12]}…", f"sha256 {manifest.weights.sha256[:12]}…"
@@ -115,6 +119,10 @@ def mismatches(
 
 def _listed(batches: Sequence[int]) -> str:
     return ", ".join(map(str, batches))
+
+
+def _stages(counts: Mapping[Kind, int]) -> str:
+    return ", ".join(f"{kind}={counts[kind]}" for kind in sorted(counts)) or "as few as can run"
 
 
 def _mib(size: int | None) -> str:
@@ -142,6 +150,11 @@ class EngineReport:
         with_plugin = sum(e.attention not in (None, FUNCTION_BODY) for e in entries)
         with_attention = sum(e.attention is not None for e in entries)
         known = [max(e.activation_nbytes) for e in entries if e.activation_nbytes]
+        staged = ", ".join(
+            f"{graph} in {len(entry.plans)} ({entry.why_staged})"
+            for graph, entry in manifest.engines.items()
+            if entry.why_staged
+        )
         activations = (
             f"{max(known) / 1e6:.1f} MB, shared by all engines"
             if known
@@ -158,6 +171,7 @@ class EngineReport:
                 f"batches      {_listed(manifest.batches)}",
                 f"attention    plugin in {with_plugin} of {with_attention} engines "
                 "that have attention, function body in the others",
+                f"stages       {staged or 'none, all graphs are whole'}",
                 f"plans        {weights / 1e6:.1f} MB, weights once per engine",
                 f"activations  {activations}",
                 f"in and out   {self.io_nbytes / 1e6:.1f} MB at the largest batch",
@@ -273,6 +287,7 @@ def _manifest(
         precision=bundle.manifest.precision,
         layout=options.layout,
         batches=options.batches,
+        stages=dict(options.stages),
         workspace_bytes=options.workspace_bytes,
         weights_sha256=bundle.manifest.weights.sha256,
         engines=entries,
@@ -314,7 +329,8 @@ def _check_existing(
         )
     for i, graph in enumerate(existing.manifest.engines):
         progress(f"checking {graph}", i + 1, len(existing.manifest.engines))
-        existing.read_plan(graph)
+        for stage in range(len(existing.manifest.engines[graph].plans)):
+            existing.read_plan(graph, stage)
     return existing
 
 
@@ -338,25 +354,25 @@ def _build(
     require_plugin: bool,
 ) -> EngineEntry:
     graph = bundle.manifest.graphs[spec.graph]
-    plan = folder / f"{spec.graph}.plan"
-    has_attention = spec.kind in ATTENTION_KINDS
-    report = build(
-        BuildJob(
-            flavour=target.flavour,
-            graph=str(bundle.path(graph)),
-            plan=str(plan),
-            profiles=tuple(
-                {tensor.name: resolve(tensor, dims) for tensor in graph.inputs}
-                for dims in spec.profiles
-            ),
-            targets=target.gpus if target.is_named else None,
-            is_for_this_gpu=target.is_for_this_gpu,
-            workspace_bytes=options.workspace_bytes,
-            plugin=str(target.plugin) if target.plugin and has_attention else None,
-            timing_cache=str(folder / TIMING_CACHE),
-        )
+    has_attention, count = spec.kind in ATTENTION_KINDS, options.stages.get(spec.kind)
+    job = BuildJob(
+        flavour=target.flavour,
+        graph=str(bundle.path(graph)),
+        plan=str(folder / f"{spec.graph}.plan"),
+        profiles=tuple(
+            {tensor.name: resolve(tensor, dims) for tensor in graph.inputs}
+            for dims in spec.profiles
+        ),
+        targets=target.gpus if target.is_named else None,
+        is_for_this_gpu=target.is_for_this_gpu,
+        try_context=target.is_for_this_gpu and spec.kind in STAGED and count != 1,
+        workspace_bytes=options.workspace_bytes,
+        plugin=str(target.plugin) if target.plugin and has_attention else None,
+        timing_cache=str(folder / TIMING_CACHE),
     )
-    if has_attention and target.plugin and not report.plugin_layers:
+    built = build_graph(build, job, spec, count)
+    has_plugin = any(plan.report.plugin_layers for plan in built.plans)
+    if has_attention and target.plugin and not has_plugin:
         message = (
             f"{spec.graph}: the parser of {target.flavour} {target.version} did not take the "
             "attention plugin"
@@ -364,20 +380,28 @@ def _build(
         if require_plugin:
             raise EngineBuildError(f"{message}; use the function body (--attention function)")
         logger.warning("%s; the engine runs the function body", message)
-    with plan.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = plan.stat().st_size
-    logger.info("engine %s: %.1f s, %.1f MiB", spec.graph, report.seconds, size / (1 << 20))
-    return EngineEntry(
-        file=plan.name,
-        sha256=digest,
-        nbytes=size,
+    entry = EngineEntry(
         graph_sha256=graph.sha256,
         key=engine_key(bundle, spec, target, options),
-        attention=(target.attention if report.plugin_layers else FUNCTION_BODY)
-        if has_attention
-        else None,
+        attention=(target.attention if has_plugin else FUNCTION_BODY) if has_attention else None,
         profiles=spec.profiles,
-        activation_nbytes=report.activation_nbytes,
-        build_seconds=round(report.seconds, 3),
+        plans=tuple(_plan_entry(plan) for plan in built.plans),
+        why_staged=built.why_staged,
+        build_seconds=round(sum(plan.report.seconds for plan in built.plans), 3),
+    )
+    logger.info(
+        "engine %s: %.1f s, %.1f MiB", spec.graph, entry.build_seconds, entry.nbytes / (1 << 20)
+    )
+    return entry
+
+
+def _plan_entry(plan: BuiltPlan) -> PlanEntry:
+    with plan.file.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return PlanEntry(
+        file=plan.file.name,
+        sha256=digest,
+        nbytes=plan.file.stat().st_size,
+        stage=plan.stage,
+        activation_nbytes=plan.report.activation_nbytes,
     )

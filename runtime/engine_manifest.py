@@ -6,40 +6,73 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from runtime.backends.trt_library import Flavour
-from runtime.bundle import Bundle, FileSpec
-from runtime.engine_plan import Dims
+from runtime.bundle import Bundle, FileSpec, Kind, TensorSpec
+from runtime.engine_plan import Dims, with_totals
 from runtime.errors import EngineIncompatibleError
+from runtime.stages import Stage, align, lay_out_arena
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENGINES, ENGINES_FILE = "engines", "engines.json"
 FUNCTION_BODY = "function body"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineEntry(FileSpec):
-    """One engine: its plan, relative to the engine folder, and what it was built from.
+class PlanEntry(FileSpec):
+    """One plan, relative to the engine folder.
 
     Attributes:
-        key: SHA-256 over all that the plan depends on.
+        stage: the part of the graph that it runs, None = all.
+        activation_nbytes: scratch memory of every profile; None = known only on the GPU.
+    """
+
+    stage: Stage | None
+    activation_nbytes: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEntry:
+    """The engine of one graph, or the engines of its stages, and what they were built from.
+
+    Attributes:
+        key: SHA-256 over all that the plans depend on.
         attention: "plugin" and its version where it runs the attention layers, "function body"
             where standard layers do, None for a graph without attention.
         profiles: sizes of the symbolic dimensions.
-        activation_nbytes: scratch memory of every profile; None = known only on the GPU.
+        plans: one, or one per stage, in the order in which they run.
+        why_staged: empty for a whole graph.
     """
 
     graph_sha256: str
     key: str
     attention: str | None
     profiles: tuple[Dims, ...]
-    activation_nbytes: tuple[int, ...] | None
+    plans: tuple[PlanEntry, ...]
+    why_staged: str
     build_seconds: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all plans."""
+        return sum(plan.nbytes for plan in self.plans)
+
+    @property
+    def activation_nbytes(self) -> tuple[int, ...] | None:
+        """Scratch memory of every profile, and what passes between stages; None = not known."""
+        known = [p.activation_nbytes for p in self.plans if p.activation_nbytes is not None]
+        if len(known) < len(self.plans):
+            return None
+        stages = [plan.stage for plan in self.plans if plan.stage is not None]
+        return tuple(
+            align(max(scratch)) + lay_out_arena(stages, with_totals(profile)).nbytes
+            for scratch, profile in zip(zip(*known, strict=True), self.profiles, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +87,7 @@ class EngineManifest:
     precision: str
     layout: str
     batches: tuple[int, ...]
+    stages: dict[Kind, int]
     workspace_bytes: int | None
     weights_sha256: str
     engines: dict[str, EngineEntry]
@@ -89,8 +123,8 @@ class EngineFolder:
                 "remove the folder and run scripts/build_engines.py"
             ) from error
 
-    def read_plan(self, graph: str, *, check: bool = True) -> bytes:
-        """The serialized engine of a graph.
+    def read_plan(self, graph: str, stage: int = 0, *, check: bool = True) -> bytes:
+        """The serialized engine of a graph, or of one of its stages.
 
         Args:
             check: compare its SHA-256 with the manifest (about a second per GB).
@@ -98,7 +132,7 @@ class EngineFolder:
         Raises:
             EngineIncompatibleError: it is missing or damaged.
         """
-        entry = self.manifest.engines[graph]
+        entry = self.manifest.engines[graph].plans[stage]
         path = self.folder / entry.file
         again = "build it again with scripts/build_engines.py --force"
         try:
@@ -125,17 +159,9 @@ def _parse(text: str) -> EngineManifest:
         raise ValueError(
             f"format version {data.get('format_version')!r}, this release reads {FORMAT_VERSION}"
         )
-    engines = {
-        name: EngineEntry(
-            **{
-                **entry,
-                "profiles": tuple(dict(p) for p in entry["profiles"]),
-                "activation_nbytes": _tuple_or_none(entry["activation_nbytes"]),
-            }
-        )
-        for name, entry in data["engines"].items()
-    }
-    if escaping := [e.file for e in engines.values() if Path(e.file).name != e.file]:
+    engines = {name: _parse_entry(entry) for name, entry in data["engines"].items()}
+    files = [plan.file for entry in engines.values() for plan in entry.plans]
+    if escaping := [file for file in files if Path(file).name != file]:
         raise ValueError(f"plans outside the folder: {escaping}")
     return EngineManifest(
         **{
@@ -147,8 +173,24 @@ def _parse(text: str) -> EngineManifest:
     )
 
 
-def _tuple_or_none(items: Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if items is None else tuple(items)
+def _parse_entry(data: dict[str, Any]) -> EngineEntry:
+    plans = tuple(_parse_plan(plan) for plan in data["plans"])
+    if not plans:
+        raise ValueError("an engine without plans")
+    profiles = tuple(dict(p) for p in data["profiles"])
+    return EngineEntry(**{**data, "profiles": profiles, "plans": plans})
+
+
+def _parse_plan(data: dict[str, Any]) -> PlanEntry:
+    stage, activations = data["stage"], data["activation_nbytes"]
+    if stage is not None:
+        stage = Stage(**{side: tuple(map(_parse_tensor, specs)) for side, specs in stage.items()})
+    activations = None if activations is None else tuple(activations)
+    return PlanEntry(**{**data, "stage": stage, "activation_nbytes": activations})
+
+
+def _parse_tensor(data: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(**{**data, "shape": tuple(data["shape"])})
 
 
 def built_with(bundle: Bundle, folder: Path | None = None) -> set[Flavour]:

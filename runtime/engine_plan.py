@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -29,6 +29,8 @@ OPTIONAL: tuple[Kind, ...] = ("ns_prefix", "score")
 MASKED: tuple[Kind, ...] = ("embed_mask", "mask_trunk", "mask")
 ATTENTION_KINDS: tuple[Kind, ...] = ("ns_trunk", "mask_trunk", "ns", "mask", *OPTIONAL)
 """Kinds of graph that hold the attention op."""
+STAGED: tuple[Kind, ...] = ("encode", "decode")
+"""Kinds of graph that can be built in stages: the convolutional networks."""
 
 MAX_BATCH = 4096
 
@@ -46,6 +48,8 @@ class EngineOptions:
             "any" builds both, as traces and `skip_guidance_below=0` need them.
         extra: kinds to build in addition, of `OPTIONAL`.
         leave_out: kinds not to build, since they run elsewhere.
+        stages: engines to cut a graph into, by kind, of `STAGED`; 1 = whole. A kind that is not
+            named is built whole, and cut where TensorRT cannot run it so on this machine's GPU.
         workspace_bytes: limit on an engine's scratch memory; None = the GPU's memory.
     """
 
@@ -54,6 +58,7 @@ class EngineOptions:
     guidance: Guidance = "default"
     extra: tuple[Kind, ...] = ()
     leave_out: tuple[Kind, ...] = ()
+    stages: Mapping[Kind, int] = field(default_factory=dict)
     workspace_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -71,6 +76,10 @@ class EngineOptions:
             raise ValueError(f"workspace_bytes must be positive, got {self.workspace_bytes}")
         if unknown := set(self.leave_out) - set(get_args(Kind)):
             raise ValueError(f"kinds to leave out are unknown: {sorted(unknown)}")
+        if unknown := set(self.stages) - set(STAGED):
+            raise ValueError(f"graphs in stages are {STAGED}, got {sorted(unknown)}")
+        if any(count < 1 for count in self.stages.values()):
+            raise ValueError(f"stages must be numbers of engines >= 1, got {dict(self.stages)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

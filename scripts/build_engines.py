@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from runtime.backends.trt_library import FLAVOURS, import_tensorrt
 from runtime.bundle import Bundle, Kind
 from runtime.engine_cache import build_engines
-from runtime.engine_plan import GUIDANCES, LAYOUTS, OPTIONAL, EngineOptions
+from runtime.engine_plan import GUIDANCES, LAYOUTS, OPTIONAL, STAGED, EngineOptions
 from runtime.engine_target import ATTENTIONS, choose_target, local_gpu
 from runtime.errors import BackendUnavailableError, DeployError
 from scripts.cli import ProgressBar, parser, run
@@ -91,6 +91,12 @@ def parse_args() -> argparse.Namespace:
         help="passes with the unconditional half of the batch or without it, as the default "
         "settings run them; any: both, for traces and other settings",
     )
+    p.add_argument(
+        "--stages",
+        metavar="KIND=N,…",
+        help=f"cut graphs of a kind, of {', '.join(STAGED)}, into N engines that run one after "
+        "another; 1 = whole (default: whole, but cut where this machine's GPU cannot run it so)",
+    )
     p.add_argument("--jobs", type=int, default=1, help="builds at a time, with --gpu")
     p.add_argument("--force", action="store_true", help="build all engines again")
     return p.parse_args()
@@ -117,6 +123,14 @@ def parse_kinds(text: str | None, option: str) -> tuple[Kind, ...]:
     if unknown := [item for item in items if item not in kinds]:
         raise ValueError(f"{option}: {unknown} are no kinds of graph; {', '.join(kinds)} are")
     return tuple(kinds[item] for item in items)
+
+
+def parse_stages(text: str | None) -> dict[Kind, int]:
+    items = [item.partition("=") for item in parse_list(text, "--stages")]
+    if not all(count.isdigit() for _, _, count in items):
+        raise ValueError(f"--stages must be such as decode=8,encode=1, got {text!r}")
+    kinds = parse_kinds(",".join(kind for kind, _, _ in items), "--stages")
+    return dict(zip(kinds, (int(count) for _, _, count in items), strict=True))
 
 
 def parse_size(text: str | None) -> int | None:
@@ -148,6 +162,7 @@ def main() -> None:
         guidance=args.guidance,
         extra=parse_kinds(args.extra, "--extra"),
         leave_out=parse_kinds(args.leave_out, "--leave-out"),
+        stages=parse_stages(args.stages),
         workspace_bytes=parse_size(args.max_workspace),
     )
     bundle = Bundle.open(args.bundle)

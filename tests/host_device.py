@@ -6,17 +6,21 @@ import ctypes
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from runtime import sampler
+from runtime.backends.onnx_stages import GraphCutter
+from runtime.backends.staged_engine import StagedEngine
 from runtime.backends.trt import TensorRTRunner
-from runtime.bundle import STORED_AS, Bundle, TensorSpec
+from runtime.bundle import STORED_AS, Bundle, GraphSpec, TensorSpec
 from runtime.draws import SeededDraws
 from runtime.engine_plan import Dims, EngineOptions, plan_engines, resolve, with_totals
 from runtime.errors import DeviceMemoryError
+from runtime.stages import Stage
 from runtime.trajectory import to_uint8
 
 LAYERS = ("matmul", "norm")  # that an engine reports, of 1 and 2 ms
@@ -144,10 +148,9 @@ class OrtEngine:
 
     activation_nbytes, plan_nbytes = 64, 1_000_000
 
-    def __init__(self, bundle: Bundle, graph: str, profiles: Sequence[Dims]) -> None:
+    def __init__(self, spec: GraphSpec | Stage, path: Path, profiles: Sequence[Dims]) -> None:
         self.profiles = tuple(profiles)
-        self._spec = bundle.manifest.graphs[graph]
-        self._path = bundle.path(self._spec)
+        self._spec, self._path = spec, path
         self._session: onnxruntime.InferenceSession | None = None
         self.used: list[int] = []
         self._report: Callable[[str, float], None] | None = None
@@ -172,6 +175,8 @@ class OrtEngine:
             for i, layer in enumerate(LAYERS, start=1):
                 self._report(layer, float(i))
         feeds = {i.name: _at(addresses[i.name], i, sizes) for i in self._spec.inputs}
+        # scratch memory is overwritten by every run
+        ctypes.memset(activations, FILL, self.activation_nbytes)
         for spec, value in zip(self._spec.outputs, self._session.run(None, feeds), strict=True):
             _at(addresses[spec.name], spec, sizes)[...] = value
 
@@ -194,13 +199,36 @@ def _memory(address: int, dtype: Any, *shape: int) -> np.ndarray:
     return np.frombuffer(memory, dtype).reshape(shape)
 
 
+def whole_engine(bundle: Bundle, graph: str, profiles: Sequence[Dims]) -> OrtEngine:
+    """An engine of a bundle's graph."""
+    spec = bundle.manifest.graphs[graph]
+    return OrtEngine(spec, bundle.path(spec), profiles)
+
+
+def staged_engine(
+    bundle: Bundle, graph: str, profiles: Sequence[Dims], count: int, folder: Path
+) -> StagedEngine:
+    """The same, cut into up to `count` stages; a folder on the bundle's disk takes their files."""
+    source = bundle.path(bundle.manifest.graphs[graph])
+    cutter = GraphCutter.open(source)
+    parts = cutter.cut(cutter.whole(), count)
+    # ONNX Runtime refuses symbolic links out of the folder
+    (folder / "weights.bin").hardlink_to(bundle.folder.resolve() / bundle.manifest.weights.file)
+    engines = []
+    for i, part in enumerate(parts):
+        path = folder / f"{graph}.{i:02d}.onnx"
+        path.write_bytes(cutter.extract(part).SerializeToString())
+        engines.append(OrtEngine(part.stage, path, profiles))
+    return StagedEngine(engines, [part.stage for part in parts])
+
+
 def host_runner(
     bundle: Bundle, options: EngineOptions, *, has_kernels: bool = False
 ) -> tuple[TensorRTRunner, HostDevice]:
     """A runner on the host, with the engines that these options plan."""
     device = HostDevice()
     engines = {
-        spec.graph: OrtEngine(bundle, spec.graph, spec.profiles)
+        spec.graph: whole_engine(bundle, spec.graph, spec.profiles)
         for spec in plan_engines(bundle.manifest, options)
     }
     kernels = HostKernels() if has_kernels else None

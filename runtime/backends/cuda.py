@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from importlib import import_module
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -58,19 +59,18 @@ class Device(Protocol):
     def close(self) -> None: ...
 
 
-def import_cuda() -> Any:
-    """The module `cuda.bindings.runtime`.
+def import_cuda(name: Literal["runtime", "driver"] = "runtime") -> Any:
+    """A module of `cuda.bindings`.
 
     Raises:
         BackendUnavailableError: it is not installed.
     """
     try:
-        from cuda.bindings import runtime
+        return import_module(f"cuda.bindings.{name}")
     except ImportError as error:
         raise BackendUnavailableError(
             f"the package cuda.bindings cannot be imported ({error}): {HOW_TO_INSTALL}"
         ) from error
-    return runtime
 
 
 class Event:

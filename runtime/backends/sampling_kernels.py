@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from runtime.backends.cuda import import_cuda
 from runtime.errors import BackendError, BackendUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -70,14 +71,13 @@ class CudaSamplingKernels:
         stream: on which to launch.
 
     Raises:
-        BackendUnavailableError: the library has no kernels for this GPU.
+        BackendUnavailableError: the library has no kernels for this GPU, or cuda.bindings is not
+            installed.
         BackendError: CUDA fails.
     """
 
     def __init__(self, library: Path, gpu: str, stream: int) -> None:
-        from cuda.bindings import driver
-
-        self._cuda, self._stream = driver, stream
+        self._cuda, self._stream = import_cuda("driver"), stream
         loaded = ctypes.CDLL(str(library))
         loaded.hmar_sampling_table.restype = ctypes.c_char_p
         loaded.hmar_sampling_image.restype = ctypes.c_void_p

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from runtime.backends.cuda import CudaDevice, Device
 from runtime.backends.device_values import Buffer, BufferPool, DeviceValue
 from runtime.backends.generation import Generations
 from runtime.backends.sampling_kernels import CudaSamplingKernels, SamplingKernels
+from runtime.backends.staged_engine import StagedEngine
 from runtime.backends.trt_engine import Engine, TensorRTEngine
 from runtime.backends.trt_library import (
     TensorRT,
@@ -285,9 +287,24 @@ def _load_engines(
         _load_plugin(library, found, sorted(map(str, with_plugin)))
     activations = 0
     for graph, entry in entries.items():
-        plan = found.read_plan(graph, check=config.check_weights)
-        cache = found.folder / f"{graph}.{gpu}.kernels"
-        engine = TensorRTEngine(library, runtime, graph, plan, entry.profiles, cache, messages)
+        with ExitStack() as undo:
+            parts: list[Engine] = []
+            for i, plan in enumerate(entry.plans):
+                stem = Path(plan.file).stem
+                part = TensorRTEngine(
+                    library,
+                    runtime,
+                    stem,
+                    found.read_plan(graph, i, check=config.check_weights),
+                    entry.profiles,
+                    found.folder / f"{stem}.{gpu}.kernels",
+                    messages,
+                )
+                undo.callback(part.close)
+                parts.append(part)
+            stages = [plan.stage for plan in entry.plans if plan.stage is not None]
+            engine = StagedEngine(parts, stages) if stages else parts[0]
+            undo.pop_all()
         activations = max(activations, engine.activation_nbytes)
         yield graph, engine
         logger.debug("engine %s: %s", graph, _listed(entry.profiles))

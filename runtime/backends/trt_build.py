@@ -22,6 +22,7 @@ from typing import Any
 from runtime.backends.trt_library import (
     Flavour,
     configure,
+    context_settings,
     create_network,
     import_tensorrt,
     keeps_timing_cache,
@@ -42,10 +43,13 @@ class BuildJob:
 
     Attributes:
         graph: ONNX file.
+        part: file that holds the part of the graph to build, None = all; its weights are found
+            from where the graph is.
         plan: file to write.
         profiles: shape of every input; minimum, optimum and maximum are the same.
         targets: compute capabilities as `sm80`, None for what TensorRT builds for by default.
         is_for_this_gpu: the plan can be loaded here, to read how much memory it needs.
+        try_context: also make an execution context, where the plan can be loaded.
         workspace_bytes: limit on scratch memory, None for the GPU's.
         plugin: plugin library to register, None for the function body.
         timing_cache: file to read and write where the library keeps timings.
@@ -56,7 +60,9 @@ class BuildJob:
     plan: str
     profiles: tuple[dict[str, tuple[int, ...]], ...]
     targets: tuple[str, ...] | None = None
+    part: str | None = None
     is_for_this_gpu: bool = False
+    try_context: bool = False
     workspace_bytes: int | None = None
     plugin: str | None = None
     timing_cache: str | None = None
@@ -72,6 +78,7 @@ class BuildReport:
         layers: how many there are of each type, before fusion.
         activation_nbytes: scratch memory of every profile; None where the plan cannot be loaded,
             as on a machine without the GPU that it is for.
+        makes_context: whether the engine can run here; None = not tried.
     """
 
     error: str
@@ -79,6 +86,7 @@ class BuildReport:
     layers: dict[str, int]
     activation_nbytes: tuple[int, ...] | None
     seconds: float
+    makes_context: bool | None = None
 
     @property
     def plugin_layers(self) -> int:
@@ -137,13 +145,16 @@ def run(job: BuildJob) -> BuildReport:
     messages: list[str] = []
     layers: Counter[str] = Counter()
 
-    def report(error: str, activations: tuple[int, ...] | None = None) -> BuildReport:
+    def report(
+        error: str, activations: tuple[int, ...] | None = None, makes_context: bool | None = None
+    ) -> BuildReport:
         return BuildReport(
             error=error,
             messages=tuple(messages),
             layers=dict(layers),
             activation_nbytes=activations,
             seconds=time.perf_counter() - start,
+            makes_context=makes_context,
         )
 
     try:
@@ -158,7 +169,11 @@ def run(job: BuildJob) -> BuildReport:
         return report(f"{job.flavour} cannot make a builder: {error}")
     network = create_network(library, builder)
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(job.graph):
+    if job.part is None:
+        is_parsed = parser.parse_from_file(job.graph)
+    else:
+        is_parsed = parser.parse(Path(job.part).read_bytes(), job.graph)
+    if not is_parsed:
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         return report(f"the graph is not accepted: {'; '.join(errors) or 'no reason given'}")
     layers.update(network.get_layer(i).type.name for i in range(network.num_layers))
@@ -181,14 +196,18 @@ def run(job: BuildJob) -> BuildReport:
     Path(job.plan).write_bytes(data)
     if cache is not None:
         cache.write_bytes(bytes(config.get_timing_cache().serialize()))
-    return report("", _activations(trt, logger, data) if job.is_for_this_gpu else None)
-
-
-def _activations(trt: Any, logger: Any, plan: bytes) -> tuple[int, ...] | None:
     runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(plan)
+    engine = runtime.deserialize_cuda_engine(data) if job.is_for_this_gpu else None
     if engine is None:
-        return None
+        return report("")
+    makes_context = None
+    if job.try_context:
+        settings = context_settings(library, engine)
+        makes_context = engine.create_execution_context(settings) is not None
+    return report("", _activations(engine), makes_context)
+
+
+def _activations(engine: Any) -> tuple[int, ...]:
     return tuple(
         engine.get_device_memory_size_for_profile_v2(i)
         for i in range(engine.num_optimization_profiles)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from runtime.backends.trt_library import TensorRT, make_profiler
+from runtime.backends.trt_library import TensorRT, context_settings, make_profiler
 from runtime.engine_plan import Dims
 from runtime.errors import BackendError, DeviceMemoryError
 
@@ -141,8 +141,9 @@ class TensorRTEngine:
                 raise DeviceMemoryError(f"engine {self.name}: no room for a context{self._log()}")
             raise BackendError(
                 f"engine {self.name}: {self._library.flavour} {self._library.version} cannot make "
-                f"a context for it on this GPU{self._log()}; run graphs of this kind elsewhere, "
-                'such as placement={"decode": "ort-cpu"}'
+                f"a context for it on this GPU{self._log()}; build it here, where it is cut into "
+                "stages that can run (scripts/build_engines.py --force), or run graphs of this "
+                'kind elsewhere, such as placement={"decode": "ort-cpu"}'
             )
         if not context.set_optimization_profile_async(profile, stream):
             raise BackendError(f"engine {self.name}: no profile {profile}{self._log()}")
@@ -162,23 +163,22 @@ class TensorRTEngine:
         return context
 
     def _create_context(self) -> Any:
-        strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not self._library.is_rtx:
-            return self._engine.create_execution_context(strategy)
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        # by default kernels are replaced while others already run, and sums with them
-        eager = self._library.module.DynamicShapesKernelSpecializationStrategy.EAGER
-        config.dynamic_shapes_kernel_specialization_strategy = eager
-        if self._cache is None:
-            self._cache = config.create_runtime_cache()
-            if self._cache_file.is_file():
-                self._cached = self._cache_file.read_bytes()
-                if not self._cache.deserialize(self._cached):
-                    logger.info("%s: of another version, made anew", self._cache_file)
-        config.set_runtime_cache(self._cache)
-        self._configs.append(config)
-        return self._engine.create_execution_context(config)
+        settings = context_settings(self._library, self._engine)
+        if self._library.is_rtx:
+            if self._cache is None:
+                self._cache = self._load_cache(settings)
+            settings.set_runtime_cache(self._cache)
+            self._configs.append(settings)
+        return self._engine.create_execution_context(settings)
+
+    def _load_cache(self, config: Any) -> Any:
+        """Kernels compiled before, empty if there are none for this version."""
+        cache = config.create_runtime_cache()
+        if self._cache_file.is_file():
+            self._cached = self._cache_file.read_bytes()
+            if not cache.deserialize(self._cached):
+                logger.info("%s: of another version, made anew", self._cache_file)
+        return cache
 
     def _is_out_of_memory(self) -> bool:
         return any("outofmemory" in m.replace(" ", "").lower() for m in self._messages[-3:])

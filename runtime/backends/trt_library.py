@@ -187,6 +187,20 @@ def configure(
             config.set_compute_capability(capability, i)
 
 
+def context_settings(library: TensorRT, engine: Any) -> Any:
+    """What an engine's `create_execution_context` takes: scratch memory is the caller's."""
+    trt = library.module
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not library.is_rtx:
+        return strategy
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    # by default kernels are replaced while others already run, and sums with them
+    eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    config.dynamic_shapes_kernel_specialization_strategy = eager
+    return config
+
+
 def keeps_timing_cache(library: TensorRT) -> bool:
     """Whether builds measure kernels, so that the timings are worth keeping; RTX does not."""
     return not library.is_rtx

@@ -16,15 +16,14 @@ import pytest
 
 from runtime.backends.cuda import CudaDevice
 from runtime.backends.onnxrt import OnnxRuntimeRunner
-from runtime.backends.placement import load_runner
 from runtime.backends.trt_library import import_tensorrt, installed_flavours
 from runtime.bundle import STORED_AS, Bundle, TensorSpec
 from runtime.config import BackendConfig
 from runtime.engine_cache import build_engines
 from runtime.engine_manifest import FUNCTION_BODY, EngineFolder
-from runtime.engine_plan import ATTENTION_KINDS, EngineOptions, resolve
+from runtime.engine_plan import ATTENTION_KINDS, STAGED, EngineOptions, resolve
 from runtime.engine_target import choose_target, local_gpu
-from runtime.errors import BackendError, EngineIncompatibleError
+from runtime.errors import EngineIncompatibleError
 from runtime.pipeline import Pipeline
 from tests.cases import run_pipeline
 from tests.golden_data import Case, assert_close
@@ -61,24 +60,8 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def decoder_runs(bundle: Bundle) -> bool:
-    """Whether this TensorRT can run the decoder as one graph on this GPU."""
-    config = BackendConfig(name="trt", check_weights=False)
-    runner = load_runner(bundle, config)
-    try:
-        runner.numpy(runner.run("decode", make_feeds(bundle, "decode", 1))["image"])
-    except BackendError as error:
-        print(f"decode is placed on ort-cpu: {error}")  # noqa: T201
-        return False
-    finally:
-        runner.close()
-    return True
-
-
-@pytest.fixture(scope="module")
-def pipeline(bundle: Bundle, decoder_runs: bool) -> Iterator[Pipeline]:
-    placement = {} if decoder_runs else {"decode": "ort-cpu"}
-    with Pipeline.load(bundle.folder, "trt", placement=placement) as pipeline:
+def pipeline(bundle: Bundle) -> Iterator[Pipeline]:
+    with Pipeline.load(bundle.folder, "trt") as pipeline:
         assert pipeline.max_batch == max(BATCHES)
         yield pipeline
 
@@ -105,10 +88,12 @@ def make_feeds(bundle: Bundle, graph: str, batch: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("batch", [1, 2, 3], ids=lambda b: f"B{b}")
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_outputs_of_a_graph_are_those_of_onnx_runtime(
-    bundle: Bundle, pipeline: Pipeline, decoder_runs: bool, graph: str, batch: int
+    bundle: Bundle, pipeline: Pipeline, graph: str, batch: int
 ) -> None:
-    if graph == "decode" and not decoder_runs:
-        pytest.skip("this TensorRT cannot run the decoder as one graph on this GPU")
+    compare_with_onnx_runtime(bundle, pipeline, graph, batch)
+
+
+def compare_with_onnx_runtime(bundle: Bundle, pipeline: Pipeline, graph: str, batch: int) -> None:
     feeds = make_feeds(bundle, graph, batch)
     reference = OnnxRuntimeRunner(bundle, BackendConfig(name="ort-cpu"))
     expected = reference.run(graph, feeds)
@@ -122,6 +107,32 @@ def test_outputs_of_a_graph_are_those_of_onnx_runtime(
         else:
             # float32 with sums in another order; TF32, which is off, would give 1e-3
             assert_close(f"{graph}.{name}", ref, out, rms_ratio=1e-4, max_abs=1e-2)
+
+
+@pytest.fixture(scope="module")
+def staged(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """The bundle with decoder and encoder in stages, whether or not they run whole here."""
+    folder = tmp_path_factory.mktemp("staged")
+    for path in tiny_bundle.iterdir():
+        if path.name != "engines":
+            (folder / path.name).symlink_to(path)
+    bundle = Bundle.open(folder)
+    target = choose_target(import_tensorrt(), (), local_gpu(), attention="function")
+    others = {spec.kind for spec in bundle.manifest.graphs.values()} - set(STAGED)
+    options = EngineOptions(
+        batches=BATCHES, leave_out=tuple(sorted(others)), stages=dict.fromkeys(STAGED, 6)
+    )
+    engines = build_engines(bundle, target, options).engines.manifest.engines
+    assert all(len(entry.plans) >= 6 for entry in engines.values())
+    placement = dict.fromkeys(others, "ort-cpu")
+    with Pipeline.load(bundle.folder, "trt", placement=placement) as pipeline:
+        yield pipeline
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3], ids=lambda b: f"B{b}")
+@pytest.mark.parametrize("graph", STAGED)
+def test_stages_run_as_the_graph(bundle: Bundle, staged: Pipeline, graph: str, batch: int) -> None:
+    compare_with_onnx_runtime(bundle, staged, graph, batch)
 
 
 @pytest.mark.parametrize("name", [n for n in TINY.traces if "kvcache" not in n])
@@ -149,8 +160,7 @@ def test_an_image_does_not_depend_on_its_batch(pipeline: Pipeline) -> None:
 
 
 def test_compiled_kernels_are_kept(bundle: Bundle) -> None:
-    placement = {"decode": "ort-cpu"}
-    with Pipeline.load(bundle.folder, "trt", placement=placement) as pipeline:
+    with Pipeline.load(bundle.folder, "trt") as pipeline:
         pipeline.generate([1], seed=0)
     if not import_tensorrt().is_rtx:
         pytest.skip("only TensorRT-RTX compiles kernels when it loads an engine")
@@ -158,10 +168,9 @@ def test_compiled_kernels_are_kept(bundle: Bundle) -> None:
 
 
 def test_two_pipelines_in_one_process(bundle: Bundle) -> None:
-    placement = {"decode": "ort-cpu"}
     with (
-        Pipeline.load(bundle.folder, "trt", placement=placement) as first,
-        Pipeline.load(bundle.folder, "trt", placement=placement) as second,
+        Pipeline.load(bundle.folder, "trt") as first,
+        Pipeline.load(bundle.folder, "trt") as second,
     ):
         images = [p.generate([1, 2], seed=1) for p in (first, second, first)]
     np.testing.assert_array_equal(images[0], images[1])
@@ -169,11 +178,10 @@ def test_two_pipelines_in_one_process(bundle: Bundle) -> None:
 
 
 def test_closing_gives_the_memory_back(bundle: Bundle) -> None:
-    placement = {"decode": "ort-cpu"}
     device = CudaDevice()
     used = []
     for _ in range(3):
-        with Pipeline.load(bundle.folder, "trt", placement=placement) as pipeline:
+        with Pipeline.load(bundle.folder, "trt") as pipeline:
             pipeline.generate([1], seed=1)
         used.append(device.memory()[0])
     device.close()

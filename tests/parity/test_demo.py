@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from export import ExportConfig, export_bundle
+from runtime.backends.onnx_stages import GraphCutter
 from runtime.pipeline import Pipeline
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
@@ -15,7 +16,7 @@ COLORS = {"robot-red": 0, "robot-green": 1, "robot-blue": 2}
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = export_bundle(
         ExportConfig(),
         [DEMO / "hmar.safetensors"],
@@ -26,7 +27,12 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     )
     assert report.certificate is not None
     assert report.certificate.agreement("argmax") == report.certificate.agreement("drawn") == 1.0
-    return Pipeline.load(report.bundle, "ort-cpu")
+    return report.bundle
+
+
+@pytest.fixture(scope="module")
+def pipeline(bundle: Path) -> Pipeline:
+    return Pipeline.load(bundle, "ort-cpu")
 
 
 @pytest.mark.parametrize("name", COLORS)
@@ -55,3 +61,11 @@ def test_the_right_class_explains_a_picture_best(pipeline: Pipeline) -> None:
     right = pipeline.score(["cat", "robot-blue"], tokens).ns_log_prob.sum(axis=1)
     wrong = pipeline.score(["robot-blue", "cat"], tokens).ns_log_prob.sum(axis=1)
     assert (right > wrong).all(), (right, wrong)
+
+
+def test_the_decoder_can_be_cut_between_its_blocks(bundle: Path) -> None:
+    cutter = GraphCutter.open(bundle / "graphs/decode.onnx")
+    parts = cutter.cut(cutter.whole(), 999)
+    assert all(len(part.stage.inputs) == len(part.stage.outputs) == 1 for part in parts)
+    # 10 residual blocks, 3 of attention, 3 of upsampling, 2 convolutions before and 1 after
+    assert len(parts) == 19

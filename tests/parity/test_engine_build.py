@@ -163,6 +163,7 @@ def test_kernels_run_on_later_gpus_of_their_generation() -> None:
         (["--batch", "1,x"], "--batch must be numbers"),
         (["--gpu", "sm86", "--max-workspace", "much"], "--max-workspace must be a size"),
         (["--gpu", "sm86", "--leave-out", "decoder"], "no kinds of graph"),
+        (["--gpu", "sm86", "--stages", "decode"], "--stages must be such as decode=8"),
         (["--gpu", "sm86", "--library", "tensorrt"], "pip install tensorrt"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, list) else "",

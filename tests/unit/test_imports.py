@@ -20,7 +20,7 @@ MAY_IMPORT = {
 LIBRARIES = {
     "hmar": {"torch", "numpy", "safetensors"},
     "plugins_trt": {"torch", "numpy", "triton"},
-    "runtime": {"numpy", "onnxruntime", "cuda", "nvtx"},
+    "runtime": {"numpy", "onnx", "onnxruntime", "cuda", "nvtx"},
     "export": {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "ml_dtypes"},
 }
 

@@ -95,6 +95,12 @@ CHANGES: dict[str, tuple[Callable[[Bundle], Bundle], Target, EngineOptions, str]
         dataclasses.replace(OPTIONS, workspace_bytes=1 << 29),
         "workspace: found no limit, needed 512 MiB",
     ),
+    "stages": (
+        lambda b: b,
+        TARGET,
+        dataclasses.replace(OPTIONS, stages={"decode": 1}),
+        "stages: found as few as can run, needed decode=1",
+    ),
     "weights": (
         lambda b: Bundle(b.folder, manifest(weights=OTHER_WEIGHTS)),
         TARGET,
@@ -210,7 +216,7 @@ def test_an_unreadable_manifest_is_an_error(bundle: Bundle, text: str) -> None:
 def test_plans_outside_the_folder_are_refused(bundle: Bundle) -> None:
     folder = build(bundle).engines.folder
     data = json.loads((folder / ENGINES_FILE).read_text())
-    data["engines"]["decode"]["file"] = "../../decode.plan"
+    data["engines"]["decode"]["plans"][0]["file"] = "../../decode.plan"
     (folder / ENGINES_FILE).write_text(json.dumps(data))
     with pytest.raises(EngineIncompatibleError, match="outside the folder"):
         find_engines(bundle, "tensorrt_rtx", "1.7.1", "sm80")
