@@ -7,6 +7,7 @@ needs TensorRT (`tensorrt-rtx-cu13`, on an H100 version 1.4.0.76) and `cuda.bind
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,17 @@ def test_seeded_images_are_those_of_onnx_runtime(
     labels = [1, 2, 3, 4, 5]  # more than fit into one pass
     ours, reference = (p.generate(labels, seed=5) for p in (pipeline, tiny_pipeline))
     assert np.abs(ours.astype(int) - reference).max() <= 1
+
+
+@pytest.mark.parametrize("cfg", [0.0, 3.0])
+def test_a_whole_generation_is_that_of_the_steps(pipeline: Pipeline, cfg: float) -> None:
+    assert pipeline.runner._generations is not None, "build the plugin library"
+    sampling = dataclasses.replace(pipeline.defaults, cfg=cfg)
+    labels = [1, 2, 3, 4, 5]
+    for seed in (5, 6):  # captured, and replayed
+        at_once = pipeline.generate(labels, seed=seed, sampling=sampling)
+        steps = pipeline.generate(labels, seed=seed, sampling=sampling, on_scale=lambda event: None)
+        assert np.abs(at_once.astype(int) - steps).max() <= 1
 
 
 def test_an_image_does_not_depend_on_its_batch(pipeline: Pipeline) -> None:
