@@ -1,0 +1,1 @@
+"""Kernels of the VQVAE's decoder: convolutions, group norms and what lies between."""
