@@ -67,7 +67,6 @@ def convolve(
         BLOCK_N=tile.channels,
         REST_N=tile.rest,
         BLOCK_K=tile.depth,
-        CACHE=tile.cache,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )

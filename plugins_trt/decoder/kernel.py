@@ -54,7 +54,7 @@ def conv_kernel(
     CIN: tl.constexpr, COUT: tl.constexpr, SIDE: tl.constexpr, UPSAMPLES: tl.constexpr,
     ACTIVATES: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_SUMS: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_N: tl.constexpr, REST_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, CACHE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Convolution with stride 1 that keeps the size. Grid (tiles * channel blocks, phases, batch).
 
@@ -73,7 +73,6 @@ def conv_kernel(
             of the values of `out`.
         SIDE: 1 or 3; 3 with UPSAMPLES.
         REST_N: further channels of a program, 0 or a power of two.
-        CACHE: cache modifier for loads of x: ".ca" keeps them near for the next taps.
     """
     BLOCK_M: tl.constexpr = TILE_H * TILE_W
     TAPS_SIDE: tl.constexpr = 2 if UPSAMPLES else SIDE
@@ -120,12 +119,7 @@ def conv_kernel(
             is_channel_K = first_k + offs_K < CIN
             is_input_MK = is_input_MK & is_channel_K[None, :]
             is_weight_KN = is_weight_KN & is_channel_K[:, None]
-        x_MK = tl.load(
-            x + (shift * CIN + first_k) + x_offs_MK,
-            mask=is_input_MK,
-            other=0.0,
-            cache_modifier=CACHE,
-        )
+        x_MK = tl.load(x + (shift * CIN + first_k) + x_offs_MK, mask=is_input_MK, other=0.0)
         if ACTIVATES:
             offs = first_k + offs_K
             if CIN % BLOCK_K:

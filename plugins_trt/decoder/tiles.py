@@ -16,7 +16,6 @@ class Tile:
         depth: input channels of one step, BLOCK_K.
         num_warps: of the program.
         num_stages: steps whose loads are in flight.
-        cache: modifier for loads of the input, "" or ".ca".
     """
 
     height: int
@@ -26,7 +25,6 @@ class Tile:
     depth: int = 32
     num_warps: int = 4
     num_stages: int = 4
-    cache: str = ""
 
     def count(self, height: int, width: int) -> int:
         """Tiles of one image, or of one phase of it."""
