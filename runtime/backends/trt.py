@@ -75,11 +75,11 @@ class TensorRTRunner(StepRunner):
         kernels: SamplingKernels | None = None,
     ) -> None:
         super().__init__(manifest)
-        self.max_batch = max(batches)
+        self.max_batch = self._max_batch = max(batches)
         self._engines, self._device, self._pool = dict(engines), device, BufferPool(device)
         self._constants: dict[bytes, DeviceValue] = {}
         self._scratch = BufferPool(device)
-        self._activations = self._scratch.take(_scratch_nbytes(engines, self.max_batch) or 1)
+        self._activations = self._scratch.take(_scratch_nbytes(engines, self._max_batch) or 1)
         self._generations = (
             None
             if kernels is None
@@ -145,7 +145,7 @@ class TensorRTRunner(StepRunner):
                 f'placement={{"{spec.kind}": "ort-cpu"}}'
             )
         dims = bind(spec.inputs, {name: value.shape for name, value in feeds.items()})
-        profile = select_profile(engine.profiles, dims, self.max_batch)
+        profile = select_profile(engine.profiles, dims, self._max_batch)
         if profile is None:
             raise EngineIncompatibleError(
                 f"engine {graph}: no profile for {dims}, there are {_listed(engine.profiles)}; "
@@ -218,9 +218,9 @@ class TensorRTRunner(StepRunner):
             if smaller
             else f"build engines for batches below {batch} (scripts/build_engines.py --batch)"
         )
+        budget = _budget(self._engines, self._max_batch, self._pool.nbytes, self._device)
         return DeviceMemoryError(
-            f"{what}: no room for its inputs and outputs: {error}; "
-            f"{_budget(self._engines, self.max_batch, self._pool.nbytes, self._device)}; {advice}, "
+            f"{what}: no room for its inputs and outputs: {error}; {budget}; {advice}, "
             "or free the GPU's memory",
             smaller,
         )
