@@ -228,8 +228,8 @@ def compile_kernels(archs: str) -> Path:
     if environment is None:
         raise PluginBuildError("Triton is not installed, and not in the build environment")
     folder = BUILD / "kernels"
-    for module in ("plugins_trt.block_sparse_attn.aot", "plugins_trt.sampling.aot"):
-        command = [sys.executable, "-m", module, "--out", str(folder)]
+    for package in ("block_sparse_attn", "sampling", "decoder"):
+        command = [sys.executable, "-m", f"plugins_trt.{package}.aot", "--out", str(folder)]
         run([*command, "--arch", archs] if archs else command, environment)
     return folder
 

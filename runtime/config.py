@@ -14,6 +14,8 @@ BackendName = Literal["auto", "ort-cpu", "ort-cuda", "trt"]
 BACKENDS: tuple[str, ...] = get_args(BackendName)
 AttentionKind = Literal["function", "plugin"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
+DecoderKind = Literal["auto", "kernels", "engine"]
+DECODER_KINDS: tuple[str, ...] = get_args(DecoderKind)
 Context = Literal["scale", "prefix"]
 
 
@@ -106,6 +108,9 @@ class BackendConfig:
         attention: what runs the attention op: "function" (standard operators, as the graphs hold
             them) or "plugin" (the built library that `plugins_trt.loader` finds). Engines
             were built with one or the other; "plugin" then refuses those without it.
+        decoder: what decodes the image in the backend "trt": "kernels" (of the built library, which
+            holds some for a float16 decoder of the published sizes on an H100), "engine"
+            (TensorRT), or "auto", kernels where there are some. `placement` comes first.
         nvtx: mark every step with an NVTX range named after its graph, for Nsight Systems; there is
             then no generation at once.
     """
@@ -117,6 +122,7 @@ class BackendConfig:
     attention: AttentionKind = "function"
     placement: Mapping[Kind, BackendName] = field(default_factory=dict)
     engines: Path | None = None
+    decoder: DecoderKind = "auto"
     nvtx: bool = False
 
     def __post_init__(self) -> None:
@@ -124,6 +130,8 @@ class BackendConfig:
             raise ValueError(f"backend must be one of {BACKENDS}, got {self.name!r}")
         if self.attention not in ATTENTION_KINDS:
             raise ValueError(f"attention must be one of {ATTENTION_KINDS}, got {self.attention!r}")
+        if self.decoder not in DECODER_KINDS:
+            raise ValueError(f"decoder must be one of {DECODER_KINDS}, got {self.decoder!r}")
         if self.threads < 0:
             raise ValueError(f"threads must be >= 0, got {self.threads}")
         if self.max_batch < 1:

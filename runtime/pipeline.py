@@ -15,7 +15,13 @@ import numpy as np
 from runtime.backends.base import StepRunner
 from runtime.backends.placement import load_runner
 from runtime.bundle import Bundle, Kind, Manifest
-from runtime.config import AttentionKind, BackendConfig, BackendName, SamplingConfig
+from runtime.config import (
+    AttentionKind,
+    BackendConfig,
+    BackendName,
+    DecoderKind,
+    SamplingConfig,
+)
 from runtime.draws import Draws, SeededDraws
 from runtime.errors import PipelineUseError
 from runtime.trajectory import (
@@ -68,14 +74,15 @@ class Pipeline:
         attention: AttentionKind = "function",
         placement: Mapping[Kind, BackendName] | None = None,
         engines: Path | None = None,
+        decoder: DecoderKind = "auto",
         nvtx: bool = False,
     ) -> Pipeline:
         """Opens a bundle after checking its files against the manifest.
 
         Args:
             bundle: the bundle folder.
-            backend, threads, max_batch, check_weights, attention, placement, engines, nvtx:
-                see `BackendConfig`.
+            backend, threads, max_batch, check_weights, attention, placement, engines, decoder,
+                nvtx: see `BackendConfig`.
 
         Raises:
             BundleError: the folder is no bundle, or a file is missing or altered.
@@ -89,6 +96,7 @@ class Pipeline:
             placement=placement or {},
             engines=engines,
             attention=attention,
+            decoder=decoder,
             nvtx=nvtx,
         )
         opened = Bundle.open(bundle)

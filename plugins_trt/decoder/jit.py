@@ -5,17 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plugins_trt.decoder.kernel import (
-    channel_sums_kernel,
-    conv_kernel,
-    normalize_kernel,
-    statistics_kernel,
+from plugins_trt.decoder import kernel
+from plugins_trt.decoder.tiles import (
+    ATTENTION_BLOCKS,
+    NORMALIZE_BLOCK,
+    PIXELS_BLOCK,
+    STATISTICS_TILES,
+    Tile,
 )
-from plugins_trt.decoder.tiles import Tile
-
-SUMS_PIXELS, SUMS_CHANNELS = 64, 64  # of one program
-STATISTICS_TILES = 128  # read at once
-NORMALIZE_BLOCK = 2048  # values of one program
 
 
 def convolve(
@@ -24,7 +21,6 @@ def convolve(
     bias: Tensor,
     *,
     tile: Tile,
-    scale_shift: Tensor | None = None,
     residual: Tensor | None = None,
     sums: Tensor | None = None,
     out: Tensor | None = None,
@@ -45,11 +41,10 @@ def convolve(
     if out is None:
         out = x_BhwC.new_empty((B, factor * h, factor * w, channels))
     grid = (tile.count(h, w) * tile.channel_blocks(channels), factor * factor, B)
-    conv_kernel[grid](
+    kernel.conv_kernel[grid](
         x_BhwC,
         weights,
         bias,
-        bias if scale_shift is None else scale_shift,
         out if residual is None else residual,
         out,
         bias if sums is None else sums,
@@ -59,14 +54,9 @@ def convolve(
         COUT=channels,
         SIDE=3 if phases else side,
         UPSAMPLES=bool(phases),
-        ACTIVATES=scale_shift is not None,
         HAS_RESIDUAL=residual is not None,
         HAS_SUMS=sums is not None,
-        TILE_H=tile.height,
-        TILE_W=tile.width,
-        BLOCK_N=tile.channels,
-        REST_N=tile.rest,
-        BLOCK_K=tile.depth,
+        **tile.constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
@@ -81,24 +71,13 @@ def make_sums(x_BhwC: Tensor, weights: Tensor, tile: Tile) -> Tensor:
     return x_BhwC.new_empty(shape, dtype=torch.float32)
 
 
-def channel_sums(x_BhwC: Tensor) -> Tensor:
-    """Sums (B, tiles, 2, C) of a map, as convolutions leave them."""
-    B, h, w, C = x_BhwC.shape
-    tiles = -(-h * w // SUMS_PIXELS)
-    sums = x_BhwC.new_empty((B, tiles, 2, C), dtype=torch.float32)
-    channel_sums_kernel[(tiles, -(-C // SUMS_CHANNELS), B)](
-        x_BhwC, sums, h * w, CHANNELS=C, BLOCK_P=SUMS_PIXELS, BLOCK_C=SUMS_CHANNELS
-    )
-    return sums
-
-
 def group_norm(
     sums: Tensor, gain_C: Tensor, bias_C: Tensor, *, num_pixels: int, num_groups: int, eps: float
 ) -> Tensor:
     """Scale and shift (B, 2, C) of a group norm, from the sums of its input."""
     B, tiles, _, C = sums.shape
     scale_shift = sums.new_empty((B, 2, C))
-    statistics_kernel[(num_groups, B)](
+    kernel.statistics_kernel[(num_groups, B)](
         sums,
         gain_C,
         bias_C,
@@ -119,7 +98,40 @@ def normalize(
     """x * scale + shift, and its SiLU with `has_silu`."""
     B, h, w, C = x_BhwC.shape
     out = torch.empty_like(x_BhwC) if out is None else out
-    normalize_kernel[(-(-h * w * C // NORMALIZE_BLOCK), B)](
+    kernel.normalize_kernel[(-(-h * w * C // NORMALIZE_BLOCK), B)](
         x_BhwC, scale_shift, out, h * w * C, CHANNELS=C, HAS_SILU=has_silu, BLOCK=NORMALIZE_BLOCK
     )
     return out
+
+
+def attend(qkv_Bl3C: Tensor, out_BlC: Tensor) -> Tensor:
+    """Attention of one head with scale C ** -0.5, into `out_BlC`."""
+    B, l, C = out_BlC.shape
+    block_q, _, block_c = ATTENTION_BLOCKS.values()
+    kernel.attention_kernel[(-(-l // block_q), C // block_c, B)](
+        qkv_Bl3C, out_BlC, l, C**-0.5, CHANNELS=C, **ATTENTION_BLOCKS
+    )
+    return out_BlC
+
+
+def from_planes(planes_BCp: Tensor, out_BpC: Tensor) -> Tensor:
+    """Channels last, into `out_BpC` and in its type."""
+    B, C, pixels = planes_BCp.shape
+    kernel.from_planes_kernel[(-(-pixels // PIXELS_BLOCK), B)](
+        planes_BCp,
+        out_BpC,
+        pixels,
+        CHANNELS=C,
+        PADDED=1 << (C - 1).bit_length(),
+        BLOCK=PIXELS_BLOCK,
+    )
+    return out_BpC
+
+
+def to_image(x_Bp3: Tensor, image_B3p: Tensor) -> Tensor:
+    """Clamped to [-1, 1] and moved to [0, 1], into `image_B3p`."""
+    B, pixels, _ = x_Bp3.shape
+    kernel.to_image_kernel[(-(-pixels // PIXELS_BLOCK), B)](
+        x_Bp3, image_B3p, pixels, BLOCK=PIXELS_BLOCK
+    )
+    return image_B3p

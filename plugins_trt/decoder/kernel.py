@@ -1,4 +1,4 @@
-"""Convolutions and group norms of the image decoder as Triton kernels.
+"""Convolutions, group norms and attention of the image decoder as Triton kernels.
 
 Maps are (B, H, W, C), channels last, fp16 or bf16; sums are taken in float32. A convolution is a
 matrix product over pixels, output channels, and taps times input channels. One program computes
@@ -8,9 +8,9 @@ go over all taps of BLOCK_K input channels before the next channels.
 160 output channels are no power of two, which the tiles of Triton must be: a program computes
 BLOCK_N channels and REST_N further ones from the same input, 128 + 32.
 
-A group norm costs one small kernel: convolutions leave the sums of what they write, by channel and
+A group norm reads its input once: convolutions leave the sums of what they write, by channel and
 program, `statistics_kernel` turns these into a scale and a shift for each image and channel, and
-the next convolution applies them where it loads (ACTIVATES), or `normalize_kernel` does beforehand.
+`normalize_kernel` applies them.
 
 Nearest-neighbour upsampling before a convolution copies every pixel to four; of the nine taps, at
 most four read different pixels. So the output pixels of each parity (phase) have 2 x 2 taps of
@@ -50,9 +50,9 @@ def _write(
 
 @triton.jit
 def conv_kernel(
-    x, weights, bias, scale_shift, residual, out, sums, height, width,
+    x, weights, bias, residual, out, sums, height, width,
     CIN: tl.constexpr, COUT: tl.constexpr, SIDE: tl.constexpr, UPSAMPLES: tl.constexpr,
-    ACTIVATES: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_SUMS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_SUMS: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_N: tl.constexpr, REST_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -65,8 +65,6 @@ def conv_kernel(
         x: (B, height, width, CIN).
         weights: (COUT, SIDE, SIDE, CIN), of x's type; (4, COUT, 2, 2, CIN) with UPSAMPLES.
         bias: (COUT,) float32.
-        scale_shift: (B, 2, CIN) float32, read with ACTIVATES: the input is silu(x * scale + shift),
-            and zero outside the image.
         residual: of out's shape, added with HAS_RESIDUAL; may not be `out`.
         out: (B, height, width, COUT), twice as high and wide with UPSAMPLES.
         sums: (B, phases * tiles, 2, COUT) float32, written with HAS_SUMS: sums and sums of squares
@@ -100,7 +98,6 @@ def conv_kernel(
         inside_M |= is_inside_M.to(tl.int32) << bit
 
     x += image * height * width * CIN
-    scale_shift += image * 2 * CIN
     weights += phase * COUT * TAPS * CIN
     offs_N = first_n + tl.arange(0, BLOCK_N)
     x_offs_MK = ((y_M * width + x_M) * CIN)[:, None] + offs_K[None, :]
@@ -120,16 +117,6 @@ def conv_kernel(
             is_input_MK = is_input_MK & is_channel_K[None, :]
             is_weight_KN = is_weight_KN & is_channel_K[:, None]
         x_MK = tl.load(x + (shift * CIN + first_k) + x_offs_MK, mask=is_input_MK, other=0.0)
-        if ACTIVATES:
-            offs = first_k + offs_K
-            if CIN % BLOCK_K:
-                scale_K = tl.load(scale_shift + offs, mask=offs < CIN, other=0.0)
-                shift_K = tl.load(scale_shift + CIN + offs, mask=offs < CIN, other=0.0)
-            else:
-                scale_K = tl.load(scale_shift + offs)
-                shift_K = tl.load(scale_shift + CIN + offs)
-            active_MK = _silu(x_MK.to(tl.float32) * scale_K[None, :] + shift_K[None, :])
-            x_MK = tl.where(is_input_MK, active_MK, 0.0).to(x_MK.dtype)
         place = tap * CIN + first_k
         if COUT % TILE_N == 0 and CIN % BLOCK_K == 0:
             w_KN = tl.load(weights + place + offs_KN)
@@ -162,31 +149,6 @@ def conv_kernel(
             rest_MN, bias, residual, out, sums, pixel_M, is_pixel_M, rest_N,
             COUT, HAS_RESIDUAL, HAS_SUMS,
         )  # fmt: skip
-
-
-@triton.jit
-def channel_sums_kernel(
-    x, sums, num_pixels, CHANNELS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
-):
-    """Sums of a map that no convolution wrote. Grid (tiles, ceil(CHANNELS / BLOCK_C), batch).
-
-    Args:
-        x: (B, num_pixels, CHANNELS).
-        sums: (B, tiles, 2, CHANNELS) float32, written, as by `conv_kernel`; a tile is BLOCK_P
-            pixels.
-    """
-    tile, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    offs_P = tile * BLOCK_P + tl.arange(0, BLOCK_P)
-    offs_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    is_channel_C = offs_C < CHANNELS
-    x_PC = tl.load(
-        x + image * num_pixels * CHANNELS + offs_P[:, None] * CHANNELS + offs_C[None, :],
-        mask=(offs_P < num_pixels)[:, None] & is_channel_C[None, :],
-        other=0.0,
-    ).to(tl.float32)
-    sums += (image * tl.num_programs(0) + tile) * 2 * CHANNELS
-    tl.store(sums + offs_C, tl.sum(x_PC, axis=0), mask=is_channel_C)
-    tl.store(sums + CHANNELS + offs_C, tl.sum(x_PC * x_PC, axis=0), mask=is_channel_C)
 
 
 @triton.jit
@@ -254,3 +216,103 @@ def normalize_kernel(
     if HAS_SILU:
         value = _silu(value)
     tl.store(out + image * num_values + offs, value.to(out.dtype.element_ty), mask=is_value)
+
+
+@triton.jit
+def attention_kernel(
+    qkv, out, num_pixels, sm_scale,
+    CHANNELS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Attention of one head over all pixels. Grid (query blocks, CHANNELS // BLOCK_C, batch).
+
+    A program computes BLOCK_C channels of BLOCK_Q pixels; programs that share pixels all compute
+    their scores, which is little beside the convolutions.
+
+    Args:
+        qkv: (B, num_pixels, 3 * CHANNELS), queries before keys before values.
+        out: (B, num_pixels, CHANNELS).
+        sm_scale: of the scores.
+        BLOCK_L: keys of one step.
+        BLOCK_C: divides CHANNELS.
+    """
+    tl.static_assert(CHANNELS % BLOCK_C == 0)
+    image = tl.program_id(2).to(tl.int64)
+    offs_Q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    offs_C = tl.arange(0, BLOCK_C)
+    out_C = tl.program_id(1) * BLOCK_C + offs_C
+    is_query_Q = offs_Q < num_pixels
+    qkv += image * num_pixels * 3 * CHANNELS
+    most_Q = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    total_Q = tl.zeros([BLOCK_Q], tl.float32)
+    acc_QC = tl.zeros([BLOCK_Q, BLOCK_C], tl.float32)
+    for start in range(0, num_pixels, BLOCK_L):
+        offs_L = start + tl.arange(0, BLOCK_L)
+        is_key_L = offs_L < num_pixels
+        scores_QL = tl.zeros([BLOCK_Q, BLOCK_L], tl.float32)
+        for first in range(0, CHANNELS, BLOCK_C):
+            q_QC = tl.load(
+                qkv + first + offs_Q[:, None] * (3 * CHANNELS) + offs_C[None, :],
+                mask=is_query_Q[:, None],
+                other=0.0,
+            )
+            k_CL = tl.load(
+                qkv + (CHANNELS + first) + offs_L[None, :] * (3 * CHANNELS) + offs_C[:, None],
+                mask=is_key_L[None, :],
+                other=0.0,
+            )
+            scores_QL = tl.dot(q_QC, k_CL, acc=scores_QL)
+        scores_QL = tl.where(is_key_L[None, :], scores_QL * sm_scale, float("-inf"))
+        new_most_Q = tl.maximum(most_Q, tl.max(scores_QL, axis=1))
+        fade_Q = tl.exp(most_Q - new_most_Q)
+        p_QL = tl.exp(scores_QL - new_most_Q[:, None])
+        v_LC = tl.load(
+            qkv + 2 * CHANNELS + offs_L[:, None] * (3 * CHANNELS) + out_C[None, :],
+            mask=is_key_L[:, None],
+            other=0.0,
+        )
+        total_Q = total_Q * fade_Q + tl.sum(p_QL, axis=1)
+        acc_QC = tl.dot(p_QL.to(v_LC.dtype), v_LC, acc=acc_QC * fade_Q[:, None])
+        most_Q = new_most_Q
+    out += image * num_pixels * CHANNELS
+    o_QC = (acc_QC / total_Q[:, None]).to(out.dtype.element_ty)
+    place_QC = offs_Q[:, None] * CHANNELS + out_C[None, :]
+    tl.store(out + place_QC, o_QC, mask=is_query_Q[:, None])
+
+
+@triton.jit
+def from_planes_kernel(
+    planes, out, num_pixels, CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Channels last, in the type of `out`. Grid (ceil(num_pixels / BLOCK), batch).
+
+    Args:
+        planes: (B, CHANNELS, num_pixels) float32.
+        out: (B, num_pixels, CHANNELS).
+        PADDED: the next power of two of CHANNELS.
+    """
+    image = tl.program_id(1).to(tl.int64)
+    offs_P, offs_C = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
+    is_value_PC = (offs_P < num_pixels)[:, None] & (offs_C < CHANNELS)[None, :]
+    first = image * num_pixels * CHANNELS
+    x_PC = tl.load(
+        planes + first + offs_C[None, :] * num_pixels + offs_P[:, None], mask=is_value_PC, other=0.0
+    )
+    place_PC = offs_P[:, None] * CHANNELS + offs_C[None, :]
+    tl.store(out + first + place_PC, x_PC.to(out.dtype.element_ty), mask=is_value_PC)
+
+
+@triton.jit
+def to_image_kernel(x, image, num_pixels, BLOCK: tl.constexpr):
+    """Pixels in [-1, 1], clamped, as planes in [0, 1]. Grid (ceil(num_pixels / BLOCK), batch).
+
+    Args:
+        x: (B, num_pixels, 3).
+        image: (B, 3, num_pixels) float32.
+    """
+    first = tl.program_id(1).to(tl.int64) * num_pixels * 3
+    offs_P = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_pixel_P = offs_P < num_pixels
+    for channel in tl.static_range(3):
+        x_P = tl.load(x + first + offs_P * 3 + channel, mask=is_pixel_P, other=0.0).to(tl.float32)
+        y_P = tl.minimum(tl.maximum(x_P, -1.0), 1.0) / 2 + 0.5
+        tl.store(image + first + channel * num_pixels + offs_P, y_P, mask=is_pixel_P)

@@ -1,4 +1,4 @@
-"""Weights of convolutions as the kernels read them."""
+"""Weights as the kernels read them; NumPy only, since the runtime imports it."""
 
 from __future__ import annotations
 
@@ -24,3 +24,21 @@ def fold_upsampling(weights: np.ndarray) -> np.ndarray:
     sums = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], weights.dtype)
     folded = np.einsum("pik,qjl,nklc->pqnijc", sums, sums, weights)
     return np.ascontiguousarray(folded.reshape(4, *folded.shape[2:]))
+
+
+def prepare(weights: np.ndarray, *, upsamples: bool) -> np.ndarray:
+    """Weights of a layer, as checkpoints hold them, in the layout and type that kernels read.
+
+    Args:
+        weights: (Cout, Cin, side, side) of a convolution, else of one dimension.
+        upsamples: whether the sides are doubled before it.
+
+    Returns:
+        float16 for a convolution, float32 else.
+    """
+    if weights.ndim == 1:
+        return weights.astype(np.float32)
+    last = channels_last(weights)
+    if upsamples:
+        last = fold_upsampling(last.astype(np.float32))
+    return last.astype(np.float16)

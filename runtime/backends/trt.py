@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
 from pathlib import Path
@@ -15,8 +15,10 @@ import numpy as np
 from plugins_trt.loader import PluginError, open_library
 from runtime.backends.base import StepRunner
 from runtime.backends.cuda import CudaDevice, Device
+from runtime.backends.decoder_engine import DecoderEngine
 from runtime.backends.device_values import Buffer, BufferPool, DeviceValue
 from runtime.backends.generation import Generations
+from runtime.backends.kernel_library import KernelLibrary
 from runtime.backends.sampling_kernels import CudaSamplingKernels, SamplingKernels
 from runtime.backends.staged_engine import StagedEngine
 from runtime.backends.trt_engine import Engine, TensorRTEngine
@@ -28,7 +30,7 @@ from runtime.backends.trt_library import (
     make_logger,
 )
 from runtime.backends.trunk import run_as_trunk
-from runtime.bundle import STORED_AS, Bundle, Manifest, TensorSpec
+from runtime.bundle import STORED_AS, Bundle, Kind, Manifest, TensorSpec
 from runtime.config import BackendConfig, SamplingConfig
 from runtime.engine_manifest import FUNCTION_BODY, EngineFolder, built_with, find_engines
 from runtime.engine_plan import (
@@ -114,7 +116,12 @@ class TensorRTRunner(StepRunner):
             engines: dict[str, Engine] = {}
             batches = batches_up_to(found.manifest.batches, config.max_batch)
             try:
-                for graph, engine in _load_engines(library, found, bundle, config, device.gpu):
+                if (decoder := _load_decoder(bundle, config, device, batches)) is not None:
+                    engines[bundle.manifest.graph("decode")] = decoder
+                    undo.callback(decoder.close)
+                for graph, engine in _load_engines(
+                    library, found, bundle, config, device.gpu, leave_out=engines
+                ):
                     engines[graph] = engine
                     undo.callback(engine.close)
                 kernels = _load_kernels(device)
@@ -280,7 +287,12 @@ def _listed(profiles: Sequence[Dims]) -> str:
 
 
 def _load_engines(
-    library: TensorRT, found: EngineFolder, bundle: Bundle, config: BackendConfig, gpu: str
+    library: TensorRT,
+    found: EngineFolder,
+    bundle: Bundle,
+    config: BackendConfig,
+    gpu: str,
+    leave_out: Collection[str],
 ) -> Iterator[tuple[str, Engine]]:
     start = time.perf_counter()
     messages: list[str] = []
@@ -288,7 +300,7 @@ def _load_engines(
     entries = {
         graph: entry
         for graph, entry in found.manifest.engines.items()
-        if config.placement.get(bundle.manifest.graphs[graph].kind, "trt") == "trt"
+        if graph not in leave_out and _is_placed_here(config, bundle.manifest.graphs[graph].kind)
     }
     with_plugin = {e.attention for e in entries.values()} - {None, FUNCTION_BODY}
     if config.attention == "plugin" and found.manifest.attention == FUNCTION_BODY:
@@ -331,13 +343,37 @@ def _load_engines(
     )
 
 
+def _is_placed_here(config: BackendConfig, kind: Kind) -> bool:
+    return config.placement.get(kind, "trt") == "trt"
+
+
+def _load_decoder(
+    bundle: Bundle, config: BackendConfig, device: CudaDevice, batches: Sequence[int]
+) -> DecoderEngine | None:
+    """The decoder's kernels, None where TensorRT or another backend decodes."""
+    if config.decoder == "engine" or not _is_placed_here(config, "decode"):
+        return None
+    try:
+        kernels = KernelLibrary(open_library("trt").path, "decoder", device.gpu)
+        decoder = DecoderEngine.of_bundle(bundle, kernels, device, batches)
+    except (PluginError, BackendUnavailableError) as error:
+        if config.decoder == "kernels":
+            raise BackendUnavailableError(
+                f'decoder="kernels" is asked for: {error}; or decode with decoder="engine"'
+            ) from error
+        logger.info("decode: TensorRT, since %s", error)
+        return None
+    logger.info("decode: kernels, %.1f MiB of weights", decoder.plan_nbytes / (1 << 20))
+    return decoder
+
+
 def _load_kernels(device: CudaDevice) -> CudaSamplingKernels | None:
     try:
-        library = open_library("trt").path
-        return CudaSamplingKernels(library, device.gpu, device.stream)
+        kernels = KernelLibrary(open_library("trt").path, "sampling", device.gpu)
     except (PluginError, BackendUnavailableError) as error:
         logger.warning("sampling on the host, and no CUDA graphs: %s", error)
         return None
+    return CudaSamplingKernels(kernels, device.stream)
 
 
 def _load_plugin(library: TensorRT, found: EngineFolder, needed: list[str]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from plugins_trt.loader import PluginError, open_library
 from runtime.backends.cuda import CudaDevice
 from runtime.backends.device_values import BufferPool, DeviceValue
+from runtime.backends.kernel_library import KernelLibrary
 from runtime.backends.sampling_kernels import CudaSamplingKernels
 from runtime.trajectory import to_uint8
 from tests.host_device import HostDevice, HostKernels
@@ -79,7 +80,7 @@ def kernels(device: CudaDevice) -> CudaSamplingKernels:
         library = open_library("trt").path
     except PluginError as error:
         pytest.skip(str(error))
-    return CudaSamplingKernels(library, device.gpu, device.stream)
+    return CudaSamplingKernels(KernelLibrary(library, "sampling", device.gpu), device.stream)
 
 
 @pytest.mark.parametrize("is_guided", [True, False], ids=["guided", "unguided"])

@@ -14,7 +14,12 @@ PROJECT = {"hmar", "export", "runtime", "plugins_trt", "scripts", "tests"}
 MAY_IMPORT = {
     "hmar": {"hmar"},
     "plugins_trt": {"plugins_trt"},
-    "runtime": {"runtime", "plugins_trt.loader", "plugins_trt.block_sparse_attn.spec"},
+    "runtime": {
+        "runtime",
+        "plugins_trt.loader",
+        "plugins_trt.block_sparse_attn.spec",
+        "plugins_trt.decoder.weights",
+    },
     "export": {"export", "hmar", "plugins_trt", "runtime.bundle"},
 }
 LIBRARIES = {

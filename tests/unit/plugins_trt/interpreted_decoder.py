@@ -13,7 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plugins_trt.decoder.jit import channel_sums, convolve, group_norm, make_sums, normalize
+from plugins_trt.decoder.jit import (
+    attend,
+    convolve,
+    from_planes,
+    group_norm,
+    make_sums,
+    normalize,
+    to_image,
+)
 from plugins_trt.decoder.tiles import Tile
 from plugins_trt.decoder.weights import channels_last, fold_upsampling
 
@@ -29,22 +37,22 @@ class Case:
     side: int = 3
     tile: Tile = SMALL
     upsamples: bool = False
-    activates: bool = False
     has_residual: bool = False
 
 
 CASES = {
     "plain": Case(sizes=(2, 5, 9, 32, 16)),
     "pointwise": Case(sizes=(3, 3, 5, 48, 20), side=1),
-    "one-pixel": Case(sizes=(2, 1, 1, 16, 16), activates=True),
-    "to-pixels": Case(sizes=(1, 6, 7, 16, 3), activates=True),
+    "one-pixel": Case(sizes=(2, 1, 1, 16, 16)),
+    "to-pixels": Case(sizes=(1, 6, 7, 16, 3)),
     "from-pixels": Case(sizes=(1, 6, 7, 3, 16)),
     "split-channels": Case(sizes=(1, 5, 6, 32, 48), tile=SPLIT, has_residual=True),
-    "split-and-masked": Case(sizes=(2, 5, 3, 40, 52), tile=SPLIT, activates=True),
-    "activated": Case(sizes=(2, 3, 9, 24, 20), activates=True, has_residual=True),
+    "split-and-masked": Case(sizes=(2, 5, 3, 40, 52), tile=SPLIT),
+    "residual": Case(sizes=(2, 3, 9, 24, 20), has_residual=True),
     "upsampled": Case(sizes=(2, 3, 5, 24, 20), upsamples=True),
     "upsampled-split": Case(sizes=(1, 2, 5, 32, 48), upsamples=True, tile=SPLIT),
 }
+ATTENTION_SIZES = {"one-block": (2, 16, 64), "many-blocks": (1, 80, 128), "odd": (2, 67, 64)}
 NORM_SIZES = {"one-tile": (2, 3, 5, 64), "many-tiles": (2, 10, 13, 64), "odd": (1, 7, 11, 160)}
 
 
@@ -69,16 +77,11 @@ def check_convolution(case: Case) -> dict[str, float]:
         last = torch.from_numpy(fold_upsampling(last.numpy()))
     last = last.half()
     bias = torch.randn(Cout, generator=g)
-    scale_shift = torch.randn((B, 2, Cin), generator=g) if case.activates else None
     factor = 2 if case.upsamples else 1
     shape = (B, factor * h, factor * w, Cout)
     residual = torch.randn(shape, generator=g).half() if case.has_residual else None
 
-    a = x.double()
-    if scale_shift is not None:
-        scale, shift = scale_shift.double()[:, :, None, None].unbind(1)
-        a = F.silu(a * scale + shift)
-    a = a.permute(0, 3, 1, 2)
+    a = x.double().permute(0, 3, 1, 2)
     a = F.interpolate(a, scale_factor=2.0, mode="nearest") if case.upsamples else a
     rounded = weights.half().double()
     expected = F.conv2d(a, rounded, bias.double(), padding=case.side // 2).permute(0, 2, 3, 1)
@@ -87,16 +90,7 @@ def check_convolution(case: Case) -> dict[str, float]:
 
     out = torch.full(shape, float("nan"), dtype=torch.float16)
     sums = make_sums(x, last, case.tile).fill_(float("nan"))
-    convolve(
-        x,
-        last,
-        bias,
-        tile=case.tile,
-        scale_shift=scale_shift,
-        residual=residual,
-        sums=sums,
-        out=out,
-    )
+    convolve(x, last, bias, tile=case.tile, residual=residual, sums=sums, out=out)
     return {
         "out": rms_ratio(out, expected),
         "sums": rms_ratio(sums.sum(1), expected_sums(out)),
@@ -104,19 +98,41 @@ def check_convolution(case: Case) -> dict[str, float]:
 
 
 def check_norm(sizes: tuple[int, int, int, int], has_silu: bool) -> dict[str, float]:
-    """Relative errors of sums and of the normalised map."""
+    """Relative error of the normalised map."""
     _, h, w, C = sizes
     g = torch.Generator().manual_seed(1)
     x = (torch.randn(sizes, generator=g) * 2 + 3).half()
     gain, bias = torch.randn((2, C), generator=g)
-    sums = channel_sums(x)
+    tiles = torch.tensor_split(x.flatten(1, 2), min(5, h * w), dim=1)
+    sums = torch.stack([expected_sums(tile[:, None]) for tile in tiles], dim=1).float()
     scale_shift = group_norm(sums, gain, bias, num_pixels=h * w, num_groups=32, eps=1e-6)
     out = normalize(x, scale_shift, has_silu=has_silu, out=torch.full_like(x, float("nan")))
     expected = F.group_norm(x.double().movedim(3, 1), 32, gain.double(), bias.double(), eps=1e-6)
     expected = (F.silu(expected) if has_silu else expected).movedim(1, 3)
+    return {"out": rms_ratio(out, expected)}
+
+
+def check_attention(sizes: tuple[int, int, int]) -> dict[str, float]:
+    B, l, C = sizes
+    g = torch.Generator().manual_seed(2)
+    qkv = torch.randn((B, l, 3 * C), generator=g).half()
+    out = attend(qkv, torch.full(sizes, float("nan"), dtype=torch.float16))
+    q, k, v = qkv.double().chunk(3, dim=-1)
+    scores = q @ k.transpose(1, 2) * C**-0.5
+    return {"out": rms_ratio(out, scores.softmax(dim=-1) @ v)}
+
+
+def check_layouts() -> dict[str, float]:
+    """Differences in either direction."""
+    g = torch.Generator().manual_seed(3)
+    planes = torch.randn((2, 6, 150), generator=g)
+    last = from_planes(planes, torch.full((2, 150, 6), float("nan"), dtype=torch.float16))
+    x = torch.randn((2, 150, 3), generator=g).half()
+    image = to_image(x, torch.full((2, 3, 150), float("nan")))
+    expected = x.float().clamp(-1, 1).transpose(1, 2) / 2 + 0.5
     return {
-        "out": rms_ratio(out, expected),
-        "sums": rms_ratio(sums.sum(1), expected_sums(x)),
+        "from-planes": float((last - planes.half().transpose(1, 2)).abs().max()),
+        "to-image": float((image - expected).abs().max()),
     }
 
 
@@ -125,6 +141,9 @@ def main() -> None:
     for name, sizes in NORM_SIZES.items():
         found[f"norm-{name}"] = check_norm(sizes, has_silu=False)
         found[f"norm-silu-{name}"] = check_norm(sizes, has_silu=True)
+    for name, attention_sizes in ATTENTION_SIZES.items():
+        found[f"attention-{name}"] = check_attention(attention_sizes)
+    found["layouts"] = check_layouts()
     json.dump(found, sys.stdout)
 
 

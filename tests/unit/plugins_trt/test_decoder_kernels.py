@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from plugins_trt.decoder.tiles import Tile
-from plugins_trt.decoder.weights import channels_last, fold_upsampling
+from plugins_trt.decoder.weights import channels_last, fold_upsampling, prepare
 from tests.interpreted import run_interpreted
 
 CONVOLUTIONS = (
     "plain", "pointwise", "one-pixel", "to-pixels", "from-pixels", "split-channels",
-    "split-and-masked", "activated", "upsampled", "upsampled-split",
+    "split-and-masked", "residual", "upsampled", "upsampled-split",
 )  # fmt: skip
 NORMS = ("one-tile", "many-tiles", "odd")
-# float16 rounds by at most 2^-11; activated inputs and folded weights are rounded once more
+ATTENTIONS = ("one-block", "many-blocks", "odd")
+# float16 rounds by at most 2^-11; weights of attention and folded ones are rounded once more
 TOLERANCE = 6e-4
 SUMS_TOLERANCE = 1e-6  # float32
 
@@ -38,7 +39,16 @@ def test_group_norm_is_that_of_pytorch(
     errors: dict[str, dict[str, float]], kind: str, name: str
 ) -> None:
     assert errors[f"{kind}-{name}"]["out"] < TOLERANCE
-    assert errors[f"{kind}-{name}"]["sums"] < SUMS_TOLERANCE
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention_is_that_of_pytorch(errors: dict[str, dict[str, float]], name: str) -> None:
+    assert errors[f"attention-{name}"]["out"] < TOLERANCE
+
+
+@pytest.mark.parametrize("kernel", ["from-planes", "to-image"])
+def test_layouts_are_changed_exactly(errors: dict[str, dict[str, float]], kernel: str) -> None:
+    assert errors["layouts"][kernel] == 0
 
 
 def test_folded_weights_upsample_and_convolve() -> None:
@@ -60,3 +70,15 @@ def test_tiles_cover_the_image_and_all_channels() -> None:
     assert tile.count(16, 16) == 2
     assert tile.count(17, 33) == 9
     assert [tile.channel_blocks(c) for c in (3, 160, 161, 640)] == [1, 1, 2, 4]
+
+
+@pytest.mark.parametrize("upsamples", [False, True])
+def test_weights_are_prepared_for_the_kernels(upsamples: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    weights = torch.randn((6, 4, 3, 3), generator=g).half()
+    prepared = prepare(weights.numpy(), upsamples=upsamples)
+    last = weights.permute(0, 2, 3, 1).contiguous().numpy()
+    expected = fold_upsampling(last.astype(np.float32)).astype(np.float16) if upsamples else last
+    np.testing.assert_array_equal(prepared, expected)
+    assert prepared.dtype == np.float16 and prepared.flags.c_contiguous
+    assert prepare(weights.numpy()[0, 0, 0], upsamples=False).dtype == np.float32

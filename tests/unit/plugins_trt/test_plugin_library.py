@@ -55,7 +55,8 @@ def test_exports_and_needs(plugin_build: PluginBuild) -> None:
     assert exported == {
         *("getCreators", "setLoggerFinder"),
         *("bsa_architectures", "bsa_check", "bsa_kernel_name", "bsa_launch", "bsa_version"),
-        *("bsa_workspace_bytes", "hmar_sampling_image", "hmar_sampling_table"),
+        *("bsa_workspace_bytes", "hmar_decoder_image", "hmar_decoder_table"),
+        *("hmar_sampling_image", "hmar_sampling_table"),
     }
     needed = {line.split()[-1].split("@")[0] for line in symbols("--undefined-only") if line}
     foreign = re.compile("cuda|cu[A-Z]|.*nvinfer|getLogger|getPluginRegistry")

@@ -1,0 +1,153 @@
+"""Compiles the decoder's kernels ahead of time, without a GPU, to one fatbinary and its table.
+
+`decoder.json` beside `decoder.fatbin` says, by architecture and kernel, how it is launched; its
+parameters are passed in order, `pointer` as an address. There are kernels for the GPU that their
+tiles were measured on, and for the sizes of the published tokenizer and the demo's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plugins_trt.ahead_of_time.fatbin import Kernels, build_fatbin, find_fatbinary, parse_args
+from plugins_trt.ahead_of_time.lowering import SCRATCH_PARAMETERS, Unit, run_time_parameters
+from plugins_trt.decoder.tiles import (
+    ATTENTION_BLOCKS,
+    CONVOLUTIONS,
+    NORMALIZE_BLOCK,
+    PIXELS_BLOCK,
+    STATISTICS_TILES,
+    Convolution,
+    Tile,
+)
+
+FATBIN_FILE, TABLE_FILE = "decoder.fatbin", "decoder.json"
+MODULE = "plugins_trt.decoder.kernel"
+ARCHITECTURE = 90  # that the tiles were measured on
+GROUPS = 32  # of every group norm
+
+ALIGNMENT = 16  # of pointers, in bytes
+PARAMETERS = {
+    **dict.fromkeys(("x", "weights", "residual", "out", "qkv"), "*fp16"),
+    **dict.fromkeys(("bias", "gain", "sums", "scale_shift", "planes", "image"), "*fp32"),
+    **dict.fromkeys(("height", "width", "num_tiles", "num_pixels", "num_values"), "i32"),
+    **dict.fromkeys(("eps", "sm_scale"), "fp32"),
+}
+
+
+def _unit(
+    name: str,
+    function: str,
+    constants: dict[str, int],
+    num_warps: int = 4,
+    num_stages: int | None = None,
+) -> Unit:
+    parameters = run_time_parameters(MODULE, f"{function}_kernel", PARAMETERS)
+    # rows of values are a multiple of GROUPS, too
+    aligned = [p for p, kind in parameters if kind.startswith("*") or p == "num_values"]
+    return Unit(
+        name=f"hmar_{function}_{name}",
+        module=MODULE,
+        function=f"{function}_kernel",
+        parameters=parameters,
+        constants=tuple(constants.items()),
+        alignments=tuple((p, ALIGNMENT) for p in aligned),
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
+
+
+def convolution_unit(conv: Convolution, tile: Tile) -> Unit:
+    """One convolution in one division."""
+    channels_in, channels_out = conv.channels
+    constants = {
+        "CIN": channels_in,
+        "COUT": channels_out,
+        "SIDE": conv.side,
+        "UPSAMPLES": int(conv.upsamples),
+        "HAS_RESIDUAL": int(conv.epilogue == "residual"),
+        "HAS_SUMS": int(conv.epilogue != "plain"),
+        **tile.constants,
+    }
+    kind = f"{'up' if conv.upsamples else ''}{conv.side}x{conv.side}_{conv.epilogue}"
+    sizes = f"{channels_in}_{channels_out}_{tile.height}x{tile.width}x{tile.channels + tile.rest}"
+    return _unit(f"{kind}_{sizes}", "conv", constants, tile.num_warps, tile.num_stages)
+
+
+def units() -> dict[Unit, int]:
+    """All units, with the number of input pixels from which on it is used."""
+    found = {
+        convolution_unit(conv, tile): pixels
+        for conv, tiles in CONVOLUTIONS.items()
+        for pixels, tile in tiles.items()
+    }
+    others = [_unit("3", "to_image", {"BLOCK": PIXELS_BLOCK})]
+    for conv in CONVOLUTIONS:
+        channels_in, channels = conv.channels
+        if conv.epilogue != "plain":
+            norm = {"CHANNELS": channels, "GROUPS": GROUPS, "BLOCK_T": STATISTICS_TILES}
+            others.append(_unit(f"{channels}", "statistics", norm))
+            values = {"CHANNELS": channels, "HAS_SILU": 1, "BLOCK": NORMALIZE_BLOCK}
+            others.append(_unit(f"{channels}_silu", "normalize", values))
+        elif channels == 3 * channels_in:
+            values = {"CHANNELS": channels_in, "HAS_SILU": 0, "BLOCK": NORMALIZE_BLOCK}
+            others.append(_unit(f"{channels_in}", "normalize", values))
+            attention = {"CHANNELS": channels_in, **ATTENTION_BLOCKS}
+            others.append(_unit(f"{channels_in}", "attention", attention))
+        elif channels == channels_in:
+            padded = 1 << (channels - 1).bit_length()
+            values = {"CHANNELS": channels, "PADDED": padded, "BLOCK": PIXELS_BLOCK}
+            others.append(_unit(f"{channels}", "from_planes", values))
+    return found | dict.fromkeys(others, 0)
+
+
+def table(kernels: Kernels) -> dict[str, dict[str, Any]]:
+    """By architecture and name of the kernel: how it is launched."""
+    found: dict[str, dict[str, Any]] = {}
+    for (arch, unit), kernel in kernels.items():
+        found.setdefault(str(arch), {})[unit.name] = {
+            "function": unit.function.removesuffix("_kernel"),
+            "constants": dict(unit.constants),
+            "from_pixels": units()[unit],
+            "threads": kernel.threads,
+            "shared_bytes": kernel.shared_bytes,
+            "parameters": {
+                **{
+                    name: "pointer" if kind.startswith("*") else kind
+                    for name, kind in unit.parameters
+                },
+                **dict.fromkeys(SCRATCH_PARAMETERS, "pointer"),
+            },
+        }
+    return found
+
+
+def build(arches: Sequence[int], out: Path, *, fatbinary: str, jobs: int) -> None:
+    """Writes the fatbinary and its table to a folder; arguments as of `build_fatbin`.
+
+    Without ARCHITECTURE among them, both are empty.
+    """
+    kernels: Kernels = {}
+    if ARCHITECTURE in arches:
+        kernels = build_fatbin(
+            tuple(units()), [ARCHITECTURE], out / FATBIN_FILE, fatbinary=fatbinary, jobs=jobs
+        )
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / FATBIN_FILE).write_bytes(b"")
+    text = json.dumps(table(kernels), indent=1)
+    (out / TABLE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    args = parse_args("plugins_trt.decoder.aot", __doc__)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    build(args.arch, args.out, fatbinary=args.fatbinary or find_fatbinary(), jobs=args.jobs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Kernels of the plugin library that the runtime launches itself, by address."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from runtime.backends.cuda import import_cuda
+from runtime.errors import BackendError, BackendUnavailableError
+
+C_TYPES: dict[str, Any] = {
+    "pointer": ctypes.c_void_p,
+    "i32": ctypes.c_int32,
+    "fp32": ctypes.c_float,
+}
+
+KernelTable = Mapping[str, Mapping[str, Any]]
+"""By name of the kernel: how it is launched, see `plugins_trt/{sampling,decoder}/aot.py`."""
+
+
+class Kernels(Protocol):
+    """Kernels of one architecture."""
+
+    @property
+    def table(self) -> KernelTable: ...
+
+    def launch(
+        self, name: str, grid: Sequence[int], stream: int, arguments: Mapping[str, int | float]
+    ) -> None:
+        """Puts a kernel onto a stream.
+
+        Args:
+            grid: up to three numbers of programs.
+            arguments: by name of the parameter; those left out are 0.
+        """
+
+
+class KernelLibrary:
+    """Kernels that were compiled ahead of time, of the plugin library.
+
+    Args:
+        library: `libhmar_plugins.so`.
+        part: which of its kernels.
+        gpu: compute capability, as `sm90`.
+
+    Raises:
+        BackendUnavailableError: the library has no such kernels for this GPU, or cuda.bindings is
+            not installed.
+        BackendError: CUDA fails.
+    """
+
+    def __init__(self, library: Path, part: Literal["sampling", "decoder"], gpu: str) -> None:
+        self._cuda, self._part = import_cuda("driver"), part
+        loaded = ctypes.CDLL(str(library))
+        table, image = (getattr(loaded, f"hmar_{part}_{what}") for what in ("table", "image"))
+        table.restype, image.restype = ctypes.c_char_p, ctypes.c_void_p
+        tables: dict[str, KernelTable] = json.loads(table())
+        arch = choose_architecture(gpu, tables)
+        if arch is None:
+            raise BackendUnavailableError(
+                f"{library}: {part} kernels for {', '.join(tables) or 'no GPU'}, none for {gpu}; "
+                "build the library with -DHMAR_CUDA_ARCHS that name this GPU"
+            )
+        self.table: KernelTable = tables[arch]
+        (self._module,) = self._call("cuModuleLoadData", image())
+        self._functions = {
+            name: self._call("cuModuleGetFunction", self._module, name.encode())[0]
+            for name in self.table
+        }
+
+    def launch(
+        self, name: str, grid: Sequence[int], stream: int, arguments: Mapping[str, int | float]
+    ) -> None:
+        entry = self.table[name]
+        kinds = [C_TYPES[kind] for kind in entry["parameters"].values()]
+        values = [arguments.get(parameter, 0) for parameter in entry["parameters"]]
+        if unknown := set(arguments) - set(entry["parameters"]):
+            raise ValueError(f"kernel {name} has no parameters {sorted(unknown)}")
+        self._call(
+            "cuLaunchKernel",
+            self._functions[name],
+            *(*grid, 1, 1)[:3],
+            *(entry["threads"], 1, 1),
+            entry["shared_bytes"],
+            stream,
+            (tuple(values), tuple(kinds)),
+            0,
+        )
+
+    def _call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
+        status, *results = getattr(self._cuda, function)(*arguments)
+        if status != self._cuda.CUresult.CUDA_SUCCESS:
+            raise BackendError(f"{self._part} kernels: {function}: {status.name}")
+        return tuple(results)
+
+
+def choose_architecture(gpu: str, available: Mapping[str, Any]) -> str | None:
+    """The architecture whose kernels run on a GPU: the same major version, and not a later one."""
+    number = int(gpu.removeprefix("sm"))
+    fitting = [a for a in available if int(a) // 10 == number // 10 and int(a) <= number]
+    return max(fitting, key=int, default=None)

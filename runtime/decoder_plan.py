@@ -1,0 +1,329 @@
+"""Which kernels decode a batch of images, in order, and where in memory: a function of sizes.
+
+The structure is that of `hmar.vae.Decoder`. Maps are (B, side, side, channels) float16, channels
+last; the kernels are described in `plugins_trt/decoder/kernel.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from runtime.bundle import Manifest
+from runtime.errors import BackendUnavailableError
+from runtime.stages import align
+
+GROUPS, EPS = 32, 1e-6  # of every group norm
+PLACES = ("map0", "map1", "map2")  # a residual block has no more than three maps at once
+INPUT, OUTPUT = "f_hat", "image"
+PREFIXES = ("decoder.", "post_quant_conv.")  # of the tensors in a bundle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSizes:
+    """Sizes of a decoder.
+
+    Attributes:
+        latent_channels, latent_side: of its input.
+        widths: channels of each level, finest first.
+        num_blocks: residual blocks of a level.
+    """
+
+    latent_channels: int
+    latent_side: int
+    widths: tuple[int, ...]
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUse:
+    """A tensor of the bundle: its shape there, and whether it convolves an upsampled map."""
+
+    shape: tuple[int, ...]
+    upsamples: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One launch.
+
+    Attributes:
+        kernel: its name.
+        grid: numbers of programs.
+        pointers: by parameter, the name of a place: of `DecoderPlan.offsets`, of a weight, INPUT or
+            OUTPUT.
+        scalars: by parameter.
+    """
+
+    kernel: str
+    grid: tuple[int, ...]
+    pointers: dict[str, str]
+    scalars: dict[str, int | float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderPlan:
+    """All launches of one batch size.
+
+    Attributes:
+        weights: what the steps read, by name.
+        offsets: places in scratch memory.
+        nbytes: size of the scratch memory.
+    """
+
+    steps: tuple[Step, ...]
+    weights: dict[str, WeightUse]
+    offsets: dict[str, int]
+    nbytes: int
+
+
+def read_sizes(manifest: Manifest) -> DecoderSizes:
+    """Sizes of a bundle's decoder, from the names and shapes of its tensors.
+
+    Raises:
+        BackendUnavailableError: it is not in float16, or its input or output is another.
+    """
+    tensors = {n: spec for n, spec in manifest.tensors.items() if n.startswith(PREFIXES)}
+    if dtypes := {spec.dtype for spec in tensors.values()} - {"float16"}:
+        raise BackendUnavailableError(
+            f"the decoder's kernels compute in float16, the bundle has {', '.join(dtypes)}; "
+            "export it with --precision fp16"
+        )
+
+    def width(level: int, block: int) -> int | None:
+        spec = tensors.get(f"decoder.up.{level}.block.{block}.conv2.weight")
+        return None if spec is None else spec.shape[0]
+
+    widths: list[int] = []
+    while (found := width(len(widths), 0)) is not None:
+        widths.append(found)
+    num_blocks = 0
+    while width(0, num_blocks) is not None:
+        num_blocks += 1
+    graph = manifest.graphs[manifest.graph("decode")]
+    C, P = manifest.model.latent_channels, manifest.model.patch_nums[-1]
+    side = P << max(len(widths) - 1, 0)
+    got = [(spec.name, spec.dtype, spec.shape) for spec in (*graph.inputs, *graph.outputs)]
+    expected = [
+        (INPUT, "float32", ("B", C, P, P)),
+        (OUTPUT, "float32", ("B", 3, side, side)),
+    ]
+    if got != expected:
+        raise BackendUnavailableError(
+            f"the decoder's kernels take and make {expected} where it has {len(widths)} levels, "
+            f"this graph {got}"
+        )
+    return DecoderSizes(
+        latent_channels=C, latent_side=P, widths=tuple(widths), num_blocks=num_blocks
+    )
+
+
+def check_weights(weights: Mapping[str, WeightUse], manifest: Manifest) -> None:
+    """Raises BackendUnavailableError unless a bundle's decoder has exactly these weights."""
+    got = {n: spec.shape for n, spec in manifest.tensors.items() if n.startswith(PREFIXES)}
+    expected = {name: use.shape for name, use in weights.items()}
+    if got != expected:
+        name = min(
+            name for name in {*got, *expected} if got.get(name, ()) != expected.get(name, ())
+        )
+        raise BackendUnavailableError(
+            f"the decoder's kernels expect {name} of {expected.get(name, 'no shape')}, the bundle "
+            f"has it of {got.get(name, 'no shape')}: its decoder is of another structure"
+        )
+
+
+def plan_decoder(
+    sizes: DecoderSizes, batch: int, kernels: Mapping[str, Mapping[str, Any]]
+) -> DecoderPlan:
+    """The launches for a batch of images.
+
+    Args:
+        kernels: those that there are, as the library describes them.
+
+    Raises:
+        BackendUnavailableError: one is missing.
+    """
+    builder = _Builder(batch, kernels)
+    coarsest = len(sizes.widths) - 1
+    x = builder.from_planes(sizes.latent_channels, sizes.latent_side)
+    x = builder.convolve(x, "post_quant_conv", x.channels, epilogue="plain")
+    x = builder.convolve(x, "decoder.conv_in", sizes.widths[coarsest])
+    x = builder.res_block(x, "decoder.mid.block_1", x.channels)
+    x = builder.attend(x, "decoder.mid.attn_1")
+    x = builder.res_block(x, "decoder.mid.block_2", x.channels)
+    for level in reversed(range(len(sizes.widths))):
+        name = f"decoder.up.{level}"
+        for block in range(sizes.num_blocks):
+            x = builder.res_block(x, f"{name}.block.{block}", sizes.widths[level])
+            if level == coarsest:
+                x = builder.attend(x, f"{name}.attn.{block}")
+        if level > 0:
+            x = builder.convolve(x, f"{name}.upsample.conv", x.channels, upsamples=True)
+    x = builder.normalize(x, "decoder.norm_out", x)
+    x = builder.convolve(x, "decoder.conv_out", 3, epilogue="plain")
+    builder.to_image(x)
+    return builder.plan()
+
+
+@dataclass(frozen=True, slots=True)
+class _Map:
+    place: str
+    channels: int
+    side: int
+    tiles: int = 0  # of the convolution that wrote it, which left sums of each
+
+
+class _Builder:
+    """Collects steps; a convolution gives back the place of its input."""
+
+    def __init__(self, batch: int, kernels: Mapping[str, Mapping[str, Any]]) -> None:
+        self._batch, self._kernels = batch, kernels
+        self._free = list(PLACES)
+        self._nbytes = dict.fromkeys((*PLACES, "sums", "scale_shift"), 0)
+        self._steps: list[Step] = []
+        self._weights: dict[str, WeightUse] = {}
+
+    def from_planes(self, channels: int, side: int) -> _Map:
+        out = self._take(channels, side)
+        kernel, constants = self._select("from_planes", CHANNELS=channels)
+        grid = (_blocks(side * side, constants["BLOCK"]), self._batch)
+        pointers = {"planes": INPUT, "out": out.place}
+        self._add(kernel, grid, pointers, num_pixels=side * side)
+        return out
+
+    def to_image(self, x: _Map) -> None:
+        kernel, constants = self._select("to_image")
+        grid = (_blocks(x.side * x.side, constants["BLOCK"]), self._batch)
+        self._add(kernel, grid, {"x": x.place, "image": OUTPUT}, num_pixels=x.side * x.side)
+
+    def convolve(
+        self,
+        x: _Map,
+        name: str,
+        channels: int,
+        *,
+        side: Literal[1, 3] = 3,
+        upsamples: bool = False,
+        epilogue: Literal["plain", "sums"] = "sums",
+        residual: _Map | None = None,
+    ) -> _Map:
+        kernel, constants = self._select(
+            "conv",
+            self._batch * x.side * x.side,
+            CIN=x.channels,
+            COUT=channels,
+            SIDE=side,
+            UPSAMPLES=upsamples,
+            HAS_RESIDUAL=residual is not None,
+            HAS_SUMS=epilogue == "sums",
+        )
+        tiles = _blocks(x.side, constants["TILE_H"]) * _blocks(x.side, constants["TILE_W"])
+        parts = _blocks(channels, constants["BLOCK_N"] + constants["REST_N"])
+        phases = 4 if upsamples else 1
+        out = self._take(channels, x.side * (2 if upsamples else 1), phases * tiles)
+        pointers = {"x": x.place, "out": out.place}
+        shape = (channels, x.channels, side, side)
+        pointers |= self._read(name, WeightUse(shape, upsamples), "weights", "bias")
+        if residual is not None:
+            pointers["residual"] = residual.place
+        if epilogue == "sums":
+            pointers["sums"] = "sums"
+            self._reserve("sums", out.tiles * 2 * channels * 4)
+        grid = (tiles * parts, phases, self._batch)
+        self._add(kernel, grid, pointers, height=x.side, width=x.side)
+        self._free += [m.place for m in (x, residual) if m is not None]
+        return out
+
+    def normalize(self, x: _Map, name: str, out: _Map, *, has_silu: bool = True) -> _Map:
+        """The group norm of what a convolution has just written with its sums."""
+        kernel, _ = self._select("statistics", CHANNELS=x.channels, GROUPS=GROUPS)
+        pointers = {"sums": "sums", "scale_shift": "scale_shift"}
+        pointers |= self._read(name, WeightUse((x.channels,)), "gain", "bias")
+        self._reserve("scale_shift", 2 * x.channels * 4)
+        self._add(
+            kernel,
+            (GROUPS, self._batch),
+            pointers,
+            num_tiles=x.tiles,
+            num_pixels=x.side * x.side,
+            eps=EPS,
+        )
+        values = x.side * x.side * x.channels
+        kernel, constants = self._select("normalize", CHANNELS=x.channels, HAS_SILU=has_silu)
+        grid = (_blocks(values, constants["BLOCK"]), self._batch)
+        pointers = {"x": x.place, "scale_shift": "scale_shift", "out": out.place}
+        self._add(kernel, grid, pointers, num_values=values)
+        return out
+
+    def res_block(self, x: _Map, name: str, channels: int) -> _Map:
+        h = self.normalize(x, f"{name}.norm1", self._take(x.channels, x.side))
+        h = self.convolve(h, f"{name}.conv1", channels)
+        if x.channels != channels:
+            x = self.convolve(x, f"{name}.nin_shortcut", channels, side=1, epilogue="plain")
+        h = self.normalize(h, f"{name}.norm2", h)
+        return self.convolve(h, f"{name}.conv2", channels, residual=x)
+
+    def attend(self, x: _Map, name: str) -> _Map:
+        C, pixels = x.channels, x.side * x.side
+        normed = self.normalize(x, f"{name}.norm", self._take(C, x.side), has_silu=False)
+        qkv = self.convolve(normed, f"{name}.qkv", 3 * C, side=1, epilogue="plain")
+        out = self._take(C, x.side)
+        kernel, constants = self._select("attention", CHANNELS=C)
+        grid = (_blocks(pixels, constants["BLOCK_Q"]), C // constants["BLOCK_C"], self._batch)
+        pointers = {"qkv": qkv.place, "out": out.place}
+        self._add(kernel, grid, pointers, num_pixels=pixels, sm_scale=C**-0.5)
+        self._free.append(qkv.place)
+        return self.convolve(out, f"{name}.proj_out", C, side=1, residual=x)
+
+    def plan(self) -> DecoderPlan:
+        offsets, end = {}, 0
+        for place, nbytes in self._nbytes.items():
+            offsets[place] = end
+            end += align(nbytes)
+        return DecoderPlan(
+            steps=tuple(self._steps), weights=self._weights, offsets=offsets, nbytes=end
+        )
+
+    def _take(self, channels: int, side: int, tiles: int = 0) -> _Map:
+        place = self._free.pop()
+        self._reserve(place, side * side * channels * 2)
+        return _Map(place, channels, side, tiles)
+
+    def _reserve(self, place: str, nbytes_of_image: int) -> None:
+        self._nbytes[place] = max(self._nbytes[place], self._batch * nbytes_of_image)
+
+    def _read(self, name: str, use: WeightUse, weight: str, bias: str) -> dict[str, str]:
+        """The parameters of a layer's weight and bias."""
+        self._weights[f"{name}.weight"] = use
+        self._weights[f"{name}.bias"] = WeightUse(use.shape[:1])
+        return {weight: f"{name}.weight", bias: f"{name}.bias"}
+
+    def _add(
+        self, kernel: str, grid: Sequence[int], pointers: dict[str, str], **scalars: int | float
+    ) -> None:
+        self._steps.append(Step(kernel, tuple(grid), pointers, scalars))
+
+    def _select(
+        self, function: str, pixels: int = 0, **wanted: int
+    ) -> tuple[str, Mapping[str, int]]:
+        """The kernel for so many pixels, and its compile-time constants."""
+        fitting = {
+            name: entry
+            for name, entry in self._kernels.items()
+            if entry["function"] == function
+            and entry["from_pixels"] <= pixels
+            and all(entry["constants"][key] == value for key, value in wanted.items())
+        }
+        if not fitting:
+            sizes = ", ".join(f"{key}={int(value)}" for key, value in wanted.items())
+            raise BackendUnavailableError(
+                f"the library has no decoder kernel {function} with {sizes}: it holds those of the "
+                "published tokenizer (plugins_trt/decoder/tiles.py)"
+            )
+        name = max(fitting, key=lambda name: fitting[name]["from_pixels"])
+        return name, fitting[name]["constants"]
+
+
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)
