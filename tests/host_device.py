@@ -101,8 +101,8 @@ class HostKernels:
         seed: int, images: int, batch: int, length: int, vocab: int, scale_idx: int,
         num_scales: int, pass_idx: int, is_guided: bool,
     ) -> None:  # fmt: skip
-        cfg, top_k, top_p = _memory(settings, np.float64, 3)
-        raw = _memory(logits, np.float32, (1 + is_guided) * batch, length, vocab)
+        cfg, top_k, top_p = memory(settings, np.float64, 3)
+        raw = memory(logits, np.float32, (1 + is_guided) * batch, length, vocab)
         t = (
             sampler.masked_guidance(cfg)
             if pass_idx
@@ -110,37 +110,37 @@ class HostKernels:
         )
         guided = sampler.guide(raw, t) if is_guided else raw
         p = sampler.probabilities(sampler.truncate(guided, int(top_k), top_p))
-        (seed_value,) = _memory(seed, np.uint64, 1)
-        rows = _memory(images, np.uint64, batch).tolist()
+        (seed_value,) = memory(seed, np.uint64, 1)
+        rows = memory(images, np.uint64, batch).tolist()
         drawn = SeededDraws(int(seed_value), rows)(scale_idx, pass_idx, p)
         where = (
-            _memory(token_mask, np.bool_, batch, length)
+            memory(token_mask, np.bool_, batch, length)
             if pass_idx
             else np.ones((batch, length), np.bool_)
         )
-        np.copyto(_memory(tokens, np.int32, batch, length), drawn, where=where)
+        np.copyto(memory(tokens, np.int32, batch, length), drawn, where=where)
         confidence = sampler.confidence(p, drawn)
-        np.copyto(_memory(confidences, np.float32, batch, length), confidence, where=where)
+        np.copyto(memory(confidences, np.float32, batch, length), confidence, where=where)
 
     def select(
         self, *, confidences: int, candidates: int, selected: int, token_mask: int, batch: int,
         length: int, num_candidates: int, count: int, is_first: bool,
     ) -> None:  # fmt: skip
-        among = _memory(candidates, np.int32, batch, length)[:, :num_candidates]
+        among = memory(candidates, np.int32, batch, length)[:, :num_candidates]
         if is_first:
             among = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length))
         confidence = np.take_along_axis(
-            _memory(confidences, np.float32, batch, length), among, axis=1
+            memory(confidences, np.float32, batch, length), among, axis=1
         )
         chosen = sampler.least_confident(confidence, among, count)
-        _memory(selected, np.int32, batch, length)[:, :count] = chosen
-        mask = _memory(token_mask, np.bool_, batch, length)
+        memory(selected, np.int32, batch, length)[:, :count] = chosen
+        mask = memory(token_mask, np.bool_, batch, length)
         mask[...] = False
         np.put_along_axis(mask, chosen, True, axis=1)
 
     def to_uint8(self, *, image: int, pixels: int, batch: int, side: int) -> None:
-        values = _memory(image, np.float32, batch, 3, side, side)
-        _memory(pixels, np.uint8, batch, side, side, 3)[...] = to_uint8(values)
+        values = memory(image, np.float32, batch, 3, side, side)
+        memory(pixels, np.uint8, batch, side, side, 3)[...] = to_uint8(values)
 
 
 class OrtEngine:
@@ -189,10 +189,10 @@ class OrtEngine:
 
 
 def _at(address: int, spec: TensorSpec, sizes: Dims) -> np.ndarray:
-    return _memory(address, STORED_AS[spec.dtype], *resolve(spec, sizes))
+    return memory(address, STORED_AS[spec.dtype], *resolve(spec, sizes))
 
 
-def _memory(address: int, dtype: Any, *shape: int) -> np.ndarray:
+def memory(address: int, dtype: Any, *shape: int) -> np.ndarray:
     """The memory at an address, as an array."""
     memory = (ctypes.c_uint8 * math.prod(shape, start=np.dtype(dtype).itemsize)).from_address(
         address
