@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from plugins_trt.loader import Library
+from plugins_trt.loader import Library, PluginNotFoundError
 from runtime.backends import trt
 from runtime.backends.trt import TensorRTRunner
 from runtime.backends.trt_build import BuildJob, BuildReport
@@ -244,4 +244,68 @@ def test_the_plugin_is_asked_for_and_the_engines_lack_it(bundle: Bundle, machine
         EngineIncompatibleError, match=r"run the function body; .*--attention plugin"
     ):
         TensorRTRunner.load(bundle, BackendConfig(name="trt", attention="plugin"))
+    assert_all_is_freed(machine, 0)
+
+
+def library_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(kind: str) -> Library:
+        raise PluginNotFoundError("libhmar_plugins.so: not found")
+
+    monkeypatch.setattr(trt, "open_library", missing)
+
+
+class FakeDecoder:
+    profiles, plan_nbytes, activation_nbytes = ({"B": 1}, {"B": 8}), 1_000_000, (5, 5_000_000)
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("kind", ["auto", "kernels"])
+def test_the_decoder_is_kernels_where_there_are_some(
+    bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    decoder, opened = FakeDecoder(), list[Any]()
+    library = Library(path=Path("libhmar_plugins.so"), version="0.1.0", architectures=(89,))
+    monkeypatch.setattr(trt, "open_library", lambda kind: library)
+    monkeypatch.setattr(trt, "KernelLibrary", lambda path, part, gpu: part)
+    monkeypatch.setattr(trt, "CudaSamplingKernels", lambda kernels, stream: None)
+
+    def of_bundle(*arguments: Any) -> FakeDecoder:
+        opened.append(arguments)
+        return decoder
+
+    monkeypatch.setattr(trt.DecoderEngine, "of_bundle", of_bundle)
+    runner = TensorRTRunner.load(bundle, BackendConfig(name="trt", decoder=kind))
+    assert opened == [(bundle, "decoder", machine.device, [1, 8])]
+    runner.close()
+    assert decoder.is_closed and "decode" not in machine.closed
+    assert_all_is_freed(machine, len(bundle.manifest.graphs) - 1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BackendConfig(name="trt"),
+        BackendConfig(name="trt", decoder="engine"),
+        BackendConfig(name="trt", decoder="kernels", placement={"decode": "ort-cpu"}),
+    ],
+    ids=("no kernels", "asked for", "elsewhere"),
+)
+def test_the_decoder_is_no_kernels(
+    bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch, config: BackendConfig
+) -> None:
+    library_without_kernels(monkeypatch)
+    TensorRTRunner.load(bundle, config).close()
+    assert ("decode" in machine.closed) == (not config.placement)
+
+
+def test_the_decoders_kernels_are_missing(
+    bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library_without_kernels(monkeypatch)
+    message = r'decoder="kernels" is asked for: libhmar_plugins\.so: not found; .*"engine"'
+    with pytest.raises(BackendUnavailableError, match=message):
+        TensorRTRunner.load(bundle, BackendConfig(name="trt", decoder="kernels"))
     assert_all_is_freed(machine, 0)

@@ -1,0 +1,142 @@
+"""The decoder's launches: every one has a kernel, every kernel a launch, and memory is reused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hmar.config import TokenizerConfig
+from hmar.vae import VQVAE
+from runtime.decoder_plan import (
+    INPUT,
+    OUTPUT,
+    PLACES,
+    PREFIXES,
+    DecoderPlan,
+    DecoderSizes,
+    plan_decoder,
+)
+from runtime.errors import BackendUnavailableError
+
+aot = pytest.importorskip("plugins_trt.decoder.aot", reason="no triton")
+lowering = pytest.importorskip("plugins_trt.ahead_of_time.lowering", reason="no triton")
+
+PUBLISHED = DecoderSizes(
+    latent_channels=32, latent_side=16, widths=(160, 160, 320, 320, 640), num_blocks=3
+)
+DEMO = DecoderSizes(latent_channels=32, latent_side=16, widths=(64, 64, 64, 128), num_blocks=2)
+SIZES = {"published": PUBLISHED, "demo": DEMO}
+CONFIGS = {
+    "published": TokenizerConfig(),
+    "demo": TokenizerConfig(base_channels=64, channel_mult=(1, 1, 1, 2), num_res_blocks=1),
+}
+BATCHES = (1, 3, 8, 64)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, dict[str, Any]]:
+    compiled = lowering.Kernel(ptx="", threads=128, shared_bytes=0)
+    return aot.table(dict.fromkeys(((90, unit) for unit in aot.units()), compiled))["90"]
+
+
+@pytest.fixture(scope="module")
+def plans(kernels: dict[str, dict[str, Any]]) -> dict[tuple[str, int], DecoderPlan]:
+    return {(n, b): plan_decoder(SIZES[n], b, kernels) for n in SIZES for b in BATCHES}
+
+
+def test_the_library_holds_the_kernels_that_are_launched(
+    kernels: dict[str, dict[str, Any]], plans: dict[tuple[str, int], DecoderPlan]
+) -> None:
+    assert {step.kernel for plan in plans.values() for step in plan.steps} == set(kernels)
+
+
+def test_arguments_are_the_parameters_of_the_kernels(
+    kernels: dict[str, dict[str, Any]], plans: dict[tuple[str, int], DecoderPlan]
+) -> None:
+    for step in (step for plan in plans.values() for step in plan.steps):
+        kinds = kernels[step.kernel]["parameters"]
+        assert all(kinds[name] == "pointer" for name in step.pointers)
+        assert all(kinds[name] != "pointer" for name in step.scalars)
+        constants = kernels[step.kernel]["constants"]
+        optional = {"residual": "HAS_RESIDUAL", "sums": "HAS_SUMS"}
+        left_out = set(kinds) - {*step.pointers, *step.scalars, "global_scratch", "profile_scratch"}
+        assert all(name in optional and not constants[optional[name]] for name in left_out)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", SIZES)
+def test_maps_are_read_as_they_were_written(
+    kernels: dict[str, dict[str, Any]],
+    plans: dict[tuple[str, int], DecoderPlan],
+    name: str,
+    batch: int,
+) -> None:
+    plan, sizes = plans[name, batch], SIZES[name]
+    pixels, side = sizes.latent_side**2, sizes.latent_side << (len(sizes.widths) - 1)
+    held = {INPUT: sizes.latent_channels * pixels}  # values of one image, by place
+    for step in plan.steps:
+        of, function = kernels[step.kernel]["constants"], kernels[step.kernel]["function"]
+        if function == "conv":
+            pixels = step.scalars["height"] * step.scalars["width"]
+            reads = {"x": of["CIN"] * pixels}
+            writes = of["COUT"] * pixels * (4 if of["UPSAMPLES"] else 1)
+            reads |= {"residual": writes} if of["HAS_RESIDUAL"] else {}
+            assert step.pointers["out"] not in (step.pointers["x"], step.pointers.get("residual"))
+            held["sums"] = of["COUT"]
+        elif function == "statistics":
+            reads, writes = {"sums": of["CHANNELS"]}, of["CHANNELS"]
+            held["scale_shift"] = of["CHANNELS"]
+        elif function == "normalize":
+            writes = step.scalars["num_values"]
+            reads = {"x": writes, "scale_shift": of["CHANNELS"]}
+        else:
+            pixels = step.scalars["num_pixels"]
+            channels = of.get("CHANNELS", 3)
+            reads = {"qkv": 3 * channels * pixels, "x": 3 * pixels, "planes": channels * pixels}
+            writes = channels * pixels
+        for parameter, values in reads.items():
+            if parameter in step.pointers:
+                assert held[step.pointers[parameter]] == values, step
+        if "out" in step.pointers:
+            held[step.pointers["out"]] = writes
+            starts = [*sorted(plan.offsets.values()), plan.nbytes]
+            start = plan.offsets[step.pointers["out"]]
+            room = starts[starts.index(start) + 1] - start
+            assert 2 * batch * writes <= room
+    assert plan.steps[-1].pointers["image"] == OUTPUT and pixels == side * side
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_scratch_memory_is_that_of_three_maps(
+    plans: dict[tuple[str, int], DecoderPlan], batch: int
+) -> None:
+    plan = plans["published", batch]
+    offsets = [plan.offsets[place] for place in (*PLACES, "sums", "scale_shift")]
+    assert offsets == sorted(offsets) and not any(offset % 256 for offset in offsets)
+    maps = batch * 256 * 256 * 160 * 2
+    assert offsets[3] <= 3 * maps and plan.nbytes < 3.1 * maps
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_weights_are_those_of_the_model(
+    plans: dict[tuple[str, int], DecoderPlan], name: str
+) -> None:
+    with torch.device("meta"):
+        vae = VQVAE(CONFIGS[name], patch_nums=(1, 16))
+    expected = {
+        weight: tuple(tensor.shape)
+        for weight, tensor in vae.state_dict().items()
+        if weight.startswith(PREFIXES)
+    }
+    weights = plans[name, 1].weights
+    assert {weight: use.shape for weight, use in weights.items()} == expected
+    upsampling = {weight for weight, use in weights.items() if use.upsamples}
+    assert upsampling == {weight for weight in expected if weight.endswith("upsample.conv.weight")}
+
+
+def test_sizes_without_kernels_are_named(kernels: dict[str, dict[str, Any]]) -> None:
+    other = DecoderSizes(latent_channels=32, latent_side=16, widths=(96, 192), num_blocks=2)
+    with pytest.raises(BackendUnavailableError, match="decoder kernel conv with CIN=32, COUT=19"):
+        plan_decoder(other, 1, kernels)
