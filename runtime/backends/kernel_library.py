@@ -66,10 +66,14 @@ class KernelLibrary:
             )
         self.table: KernelTable = tables[arch]
         (self._module,) = self._call("cuModuleLoadData", image())
-        self._functions = {
-            name: self._call("cuModuleGetFunction", self._module, name.encode())[0]
-            for name in self.table
-        }
+        self._functions = {name: self._load(name) for name in self.table}
+
+    def _load(self, name: str) -> Any:
+        (function,) = self._call("cuModuleGetFunction", self._module, name.encode())
+        # more than 48 KiB must be asked for
+        attribute = self._cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._call("cuFuncSetAttribute", function, attribute, self.table[name]["shared_bytes"])
+        return function
 
     def launch(
         self, name: str, grid: Sequence[int], stream: int, arguments: Mapping[str, int | float]

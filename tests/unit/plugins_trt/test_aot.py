@@ -14,6 +14,7 @@ fatbin = pytest.importorskip("plugins_trt.ahead_of_time.fatbin", reason="no trit
 units = pytest.importorskip("plugins_trt.block_sparse_attn.units", reason="no triton")
 aot = pytest.importorskip("plugins_trt.block_sparse_attn.aot", reason="no triton")
 sampling = pytest.importorskip("plugins_trt.sampling.aot", reason="no triton")
+decoder = pytest.importorskip("plugins_trt.decoder.aot", reason="no triton")
 
 VARIANT = next(v for v in variants() if v.dtype == "float16" and v.qk_l2_norm)
 UNIT = units.attention_unit(VARIANT)
@@ -42,7 +43,7 @@ def test_normalize_keys_kernel() -> None:
 
 
 def test_names_of_kernels_are_unique() -> None:
-    names = [unit.name for unit in units.all_units() + sampling.all_units()]
+    names = [u.name for u in (*units.all_units(), *sampling.all_units(), *decoder.units())]
     assert len(names) == len(set(names))
 
 
@@ -85,3 +86,9 @@ def test_bad_architectures(arch: str, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_failing_tool_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(lowering.AheadOfTimeError, match="exit 2"):
         fatbin.run_tool(["ls", "--no-such-option"], tmp_path)
+
+
+def test_decoder_without_its_architecture_is_an_empty_library(tmp_path: Path) -> None:
+    decoder.build([80, 86], tmp_path, fatbinary="not called", jobs=1)
+    assert (tmp_path / decoder.TABLE_FILE).read_text() == "{}\n"
+    assert (tmp_path / decoder.FATBIN_FILE).read_bytes() == b""
