@@ -35,10 +35,10 @@ def signed(value: int) -> int:
 
 
 def check_draws(settings: tuple[float, int, float], pass_idx: int, has_ties: bool) -> list[str]:
-    """Draws of two images of five tokens; positions where token or confidence differ."""
+    """Draws of two images of two tokens; positions where token or confidence differ."""
     cfg, top_k, top_p = settings
     rng = np.random.default_rng(pass_idx)
-    B, l, V = len(IMAGES), 5, 50
+    B, l, V = len(IMAGES), 2, 50
     raw = rng.normal(scale=3, size=(2 * B, l, V)).astype(np.float32)
     raw = np.round(raw) if has_ties else raw
     is_masked_pass = pass_idx > 0
