@@ -108,9 +108,9 @@ class BackendConfig:
         attention: what runs the attention op: "function" (standard operators, as the graphs hold
             them) or "plugin" (the built library that `plugins_trt.loader` finds). Engines
             were built with one or the other; "plugin" then refuses those without it.
-        decoder: what decodes the image in the backend "trt": "kernels" (of the built library, which
-            holds some for a float16 decoder of the published sizes on an H100), "engine"
-            (TensorRT), or "auto", kernels where there are some. `placement` comes first.
+        decoder: what decodes images in the backend "trt": "kernels" (the built library holds some,
+            for a float16 decoder of the published sizes or the demo's on an H100), "engine"
+            (TensorRT's), or "auto", which is kernels where there are some.
         nvtx: mark every step with an NVTX range named after its graph, for Nsight Systems; there is
             then no generation at once.
     """

@@ -62,7 +62,8 @@ class KernelLibrary:
         if arch is None:
             raise BackendUnavailableError(
                 f"{library}: {part} kernels for {', '.join(tables) or 'no GPU'}, none for {gpu}; "
-                "build the library with -DHMAR_CUDA_ARCHS that name this GPU"
+                f"if plugins_trt/{part}/aot.py knows this GPU, build the library with "
+                "-DHMAR_CUDA_ARCHS that name it"
             )
         self.table: KernelTable = tables[arch]
         (self._module,) = self._call("cuModuleLoadData", image())

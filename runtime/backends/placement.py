@@ -14,6 +14,7 @@ from runtime.backends.onnxrt import OnnxRuntimeRunner, choose_backend
 from runtime.backends.trt import TensorRTRunner
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig, BackendName
+from runtime.errors import BackendUnavailableError
 from runtime.nvtx_ranges import MarkedRunner, find_ranges
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,12 @@ def load_runner(bundle: Bundle, config: BackendConfig) -> StepRunner:
     Raises:
         BackendError: a backend is not available or cannot run the bundle.
     """
+    decoding = config.placement.get("decode", config.name)
+    if config.decoder == "kernels" and decoding != "trt":
+        raise BackendUnavailableError(
+            f'decoder="kernels" is asked for, and they run in the backend trt: decode is on '
+            f'{decoding}; place it there, or use decoder="auto"'
+        )
     ranges = find_ranges() if config.nvtx else None
     main = _load(bundle, config)
     others: dict[BackendName, StepRunner] = {}

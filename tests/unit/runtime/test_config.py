@@ -47,7 +47,13 @@ def test_unknown_setting() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"name": "tpu"}, {"threads": -1}, {"max_batch": 0}, {"attention": "fast"}],
+    [
+        {"name": "tpu"},
+        {"threads": -1},
+        {"max_batch": 0},
+        {"attention": "fast"},
+        {"decoder": "fast"},
+    ],
 )
 def test_bad_backend(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

@@ -12,6 +12,7 @@ import pytest
 
 from plugins_trt.loader import Library, PluginNotFoundError
 from runtime.backends import trt
+from runtime.backends.placement import load_runner
 from runtime.backends.trt import TensorRTRunner
 from runtime.backends.trt_build import BuildJob, BuildReport
 from runtime.backends.trt_library import TensorRT
@@ -289,7 +290,7 @@ def test_the_decoder_is_kernels_where_there_are_some(
     [
         BackendConfig(name="trt"),
         BackendConfig(name="trt", decoder="engine"),
-        BackendConfig(name="trt", decoder="kernels", placement={"decode": "ort-cpu"}),
+        BackendConfig(name="trt", placement={"decode": "ort-cpu"}),
     ],
     ids=("no kernels", "asked for", "elsewhere"),
 )
@@ -309,3 +310,9 @@ def test_the_decoders_kernels_are_missing(
     with pytest.raises(BackendUnavailableError, match=message):
         TensorRTRunner.load(bundle, BackendConfig(name="trt", decoder="kernels"))
     assert_all_is_freed(machine, 0)
+
+
+def test_the_decoders_kernels_run_in_the_backend_trt(bundle: Bundle) -> None:
+    config = BackendConfig(name="trt", decoder="kernels", placement={"decode": "ort-cpu"})
+    with pytest.raises(BackendUnavailableError, match="decode is on ort-cpu; place it there"):
+        load_runner(bundle, config)
