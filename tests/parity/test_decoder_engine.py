@@ -23,7 +23,8 @@ from tests.host_decoder import HostDecoderKernels, host_table
 from tests.host_device import HostDevice, HostKernels, whole_engine
 
 BATCHES = (1, 3)
-# both round maps to float16, at other places: measured 1.5e-3
+# maps are rounded to float16, which ONNX Runtime's CPU provider seldom does: measured up to 2.7e-3,
+# and 2.4e-3 for PyTorch in float16
 RMS = 4e-3
 
 
@@ -33,8 +34,12 @@ def bundle(tiny_fp16_bundle: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def decoder(bundle: Bundle) -> DecoderEngine:
-    kernels = HostDecoderKernels(host_table(read_sizes(bundle.manifest)))
+def kernels(bundle: Bundle) -> HostDecoderKernels:
+    return HostDecoderKernels(host_table(read_sizes(bundle.manifest)))
+
+
+@pytest.fixture(scope="module")
+def decoder(bundle: Bundle, kernels: HostDecoderKernels) -> DecoderEngine:
     return DecoderEngine.of_bundle(bundle, kernels, HostDevice(), BATCHES)
 
 
@@ -62,7 +67,7 @@ def test_images_are_those_of_the_graph(bundle: Bundle, runner: TensorRTRunner, b
     reference = OnnxRuntimeRunner(bundle, BackendConfig(name="ort-cpu"))
     expected = reference.numpy(reference.run("decode", feeds)["image"])
     image = runner.numpy(runner.run("decode", feeds)["image"])
-    assert_close("image", expected, image, rms_ratio=RMS, max_abs=0.02)
+    assert_close("image", expected - 0.5, image - 0.5, rms_ratio=RMS)
 
 
 def test_a_whole_generation_is_that_of_the_steps(runner: TensorRTRunner) -> None:
@@ -72,27 +77,28 @@ def test_a_whole_generation_is_that_of_the_steps(runner: TensorRTRunner) -> None
     np.testing.assert_array_equal(at_once, steps)
 
 
-def test_layers_are_timed(bundle: Bundle, runner: TensorRTRunner) -> None:
+def test_layers_are_timed(
+    bundle: Bundle, runner: TensorRTRunner, kernels: HostDecoderKernels
+) -> None:
     layers: list[tuple[str, float]] = []
     runner.report_layers("decode", lambda name, ms: layers.append((name, ms)))
     runner.run("decode", {"f_hat": f_hat(bundle, 1)})
-    kernels = runner._engines["decode"]._kernels.launched
-    assert [name for name, _ in layers] == kernels[-len(layers) :]
+    assert [name for name, _ in layers] == kernels.launched[-len(layers) :]
     assert layers[0][0].startswith("from_planes") and layers[-1][0].startswith("to_image")
     assert all(ms >= 0 for _, ms in layers)
 
 
-def test_closing_frees_the_weights(bundle: Bundle) -> None:
+def test_closing_frees_the_weights(bundle: Bundle, kernels: HostDecoderKernels) -> None:
     device = HostDevice()
-    kernels = HostDecoderKernels(host_table(read_sizes(bundle.manifest)))
     engine = DecoderEngine.of_bundle(bundle, kernels, device, BATCHES)
     assert sum(map(len, device.blocks.values())) == engine.plan_nbytes
     engine.close()
     assert not device.blocks
 
 
-def test_a_decoder_of_another_structure_is_refused(bundle: Bundle) -> None:
-    kernels = HostDecoderKernels(host_table(read_sizes(bundle.manifest)))
+def test_a_decoder_of_another_structure_is_refused(
+    bundle: Bundle, kernels: HostDecoderKernels
+) -> None:
     manifest = bundle.manifest
     extra = {"decoder.mid.attn_2.norm.weight": WeightSpec("float16", (4,), 0)}
     other = dataclasses.replace(manifest, tensors={**manifest.tensors, **extra})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import json
 import random
 import re
 import subprocess
@@ -21,6 +23,7 @@ from plugins_trt.block_sparse_attn.variants import (
     choose_tile,
     tiles,
 )
+from runtime.backends.kernel_library import C_TYPES
 from tests.plugin_build import ROOT, PluginBuild
 
 TEST_SOURCE = Path(__file__).with_name("plugin_test.cpp")
@@ -65,6 +68,20 @@ def test_exports_and_needs(plugin_build: PluginBuild) -> None:
         ["readelf", "-d", plugin_build.library], capture_output=True, text=True, check=True
     ).stdout
     assert not re.search(r"NEEDED.*(cuda|nvinfer|tensorrt)", libraries)
+
+
+@pytest.mark.parametrize(
+    ("part", "architectures"), [("sampling", ARCHITECTURES), ("decoder", (90,))]
+)
+def test_tables_of_kernels_that_the_runtime_launches(
+    part: str, architectures: tuple[int, ...], plugin_build: PluginBuild
+) -> None:
+    table = getattr(ctypes.CDLL(str(plugin_build.library)), f"hmar_{part}_table")
+    table.restype = ctypes.c_char_p
+    tables = json.loads(table())
+    assert tuple(map(int, tables)) == architectures
+    for entry in (entry for kernels in tables.values() for entry in kernels.values()):
+        assert set(entry["parameters"].values()) <= set(C_TYPES) and entry["threads"] % 32 == 0
 
 
 def test_holds_no_path_of_the_build_machine(plugin_build: PluginBuild) -> None:
