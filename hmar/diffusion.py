@@ -1,4 +1,4 @@
-"""Reverse diffusion of Hi-MAR's tokens: the respaced cosine schedule, one step, a whole sampling."""
+"""Reverse diffusion of Hi-MAR's tokens: respaced cosine schedule, one step, a whole sampling."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def cosine_alphas_cumprod() -> np.ndarray:
     ends = [
         math.cos((t / BASE_STEPS + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(BASE_STEPS + 1)
     ]
-    betas = [min(1 - b / a, MAX_BETA) for a, b in zip(ends, ends[1:], strict=False)]
+    betas = [min(1 - b / a, MAX_BETA) for a, b in pairwise(ends)]
     return np.cumprod(1 - np.array(betas))
 
 

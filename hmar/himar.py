@@ -96,11 +96,15 @@ class HiMAR(nn.Module):
 
     def encoder_ada(self, phase: Phase) -> Tensor:
         """Modulation vector that the encoder blocks share, (1, 1, 4D)."""
-        return self.encoder_blocks_ada(self.encoder_task_emb.weight[PHASES.index(phase)])[None, None]
+        return self.encoder_blocks_ada(self.encoder_task_emb.weight[PHASES.index(phase)])[
+            None, None
+        ]
 
     def decoder_ada(self, phase: Phase) -> Tensor:
         """Modulation vector that the decoder blocks share, (1, 1, 4D)."""
-        return self.decoder_blocks_ada(self.decoder_task_emb.weight[PHASES.index(phase)])[None, None]
+        return self.decoder_blocks_ada(self.decoder_task_emb.weight[PHASES.index(phase)])[
+            None, None
+        ]
 
     def encoder_input(
         self,

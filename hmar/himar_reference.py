@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hmar.config import HiMARConfig
 from hmar.diffusion import Record, diffusion_schedule, sample_tokens
 from hmar.himar import HiMAR, Phase, put, take
 from hmar.himar_schedule import HiMARSampling, plan
@@ -36,7 +38,25 @@ def generate(
     noise: Noise,
     record: Record = lambda name, value: None,
 ) -> Tensor:
-    """Images (B, 3, 16G, 16G) in [-1, 1], not clamped, G = dense side.
+    """Images (B, 3, 16G, 16G) in [-1, 1], not clamped, G = dense side; see `generate_tokens`."""
+    small, dense = generate_tokens(model, cond_BD, orders_BS, sampling, noise, record)
+    small_image, image = vae.decode(small), vae.decode(dense)
+    record("image", image)
+    record("small_image", small_image)
+    record("small_image_64", F.interpolate(small_image, (SMALL_SIDE_PX,) * 2, mode="bicubic"))
+    return image
+
+
+@torch.inference_mode()
+def generate_tokens(
+    model: HiMAR,
+    cond_BD: Tensor,
+    orders_BS: Tensor,
+    sampling: HiMARSampling,
+    noise: Noise,
+    record: Record = lambda name, value: None,
+) -> tuple[Tensor, Tensor]:
+    """Maps of the pivots and of the dense tokens, (B, C, side, side).
 
     Args:
         cond_BD: class embeddings from `model.cond`, or other vectors in their place.
@@ -46,23 +66,14 @@ def generate(
         record: receives every intermediate result under the names of the golden traces; those of a
             step once per step.
     """
-    P = model.config.num_pivots
+    config, P = model.config, model.config.num_pivots
     order_BP, order_BN = orders_BS[:, :P], orders_BS[:, P:] - P
     pivots_BPC, small_z_BPD = sample_pivots(model, cond_BD, order_BP, sampling, noise, record)
     dense_BNC = sample_dense(model, cond_BD, small_z_BPD, order_BN, sampling, noise, record)
-
-    small_tokens = to_map(pivots_BPC, model.config.pivot_side)
-    dense_tokens = to_map(dense_BNC, model.config.dense_side)
-    small_image, image = vae.decode(small_tokens), vae.decode(dense_tokens)
-    for name, value in (
-        ("small_tokens", small_tokens),
-        ("dense_tokens", dense_tokens),
-        ("image", image),
-        ("small_image", small_image),
-        ("small_image_64", F.interpolate(small_image, (SMALL_SIDE_PX,) * 2, mode="bicubic")),
-    ):
-        record(name, value)
-    return image
+    small, dense = to_map(pivots_BPC, config.pivot_side), to_map(dense_BNC, config.dense_side)
+    record("small_tokens", small)
+    record("dense_tokens", dense)
+    return small, dense
 
 
 def sample_pivots(
@@ -163,6 +174,15 @@ def sample_dense(
         record("p2.head_out", to_map(sampled_BNC, config.dense_side))
         record("p2.tokens", dense_BNC)
     return dense_BNC
+
+
+def draw_orders(rng: np.random.RandomState, num_images: int, config: HiMARConfig) -> Tensor:
+    """Orders of generation as the published sampler draws them, (B, S); see `generate_tokens`."""
+    P, S = config.num_pivots, config.num_tokens
+    grids = [list(grid) for _ in range(num_images) for grid in (range(P), range(P, S))]
+    for grid in grids:
+        rng.shuffle(grid)
+    return torch.tensor([position for grid in grids for position in grid]).view(num_images, S)
 
 
 def guided_rows(model: HiMAR, cond_BD: Tensor, cfg: float) -> Tensor:
