@@ -2,7 +2,7 @@
 
     python -m pytest tests/slow/test_himar_full_size.py --slow --himar-golden-dir DIR
 
-DIR holds the golden files of Hi-MAR. Takes about three minutes and 1 GB of disk on two cores.
+DIR holds the golden files of Hi-MAR. Takes about four minutes and 1 GB of disk on two cores.
 """
 
 from __future__ import annotations
