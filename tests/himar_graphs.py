@@ -64,7 +64,8 @@ class Graphs:
     def _session(self, name: str) -> ort.InferenceSession:
         if name not in self._sessions:
             options = ort.SessionOptions()
-            options.intra_op_num_threads = 1
+            # weights stay in the mapped file
+            options.add_session_config_entry("session.disable_prepacking", "1")
             self._sessions[name] = ort.InferenceSession(
                 self.path(name), options, providers=["CPUExecutionProvider"]
             )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from tests.himar_golden import HiMARCase
 from tests.himar_graphs import Generation, Graphs
+from tests.tensorrt_build import build_engine
 
 LINEAR = HiMARCase("tiny_a.linear")
 
@@ -35,3 +38,17 @@ def test_image(graphs: Graphs) -> None:
     (image,) = graphs.run("decode", tokens=torch.from_numpy(tokens))
     expected = np.clip(golden["image"] / 2 + 0.5, 0, 1)
     assert np.abs(image.numpy() - expected).max() < 5e-5
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(
+    "name",
+    ["cond", "pivot_00", "pivot_05", "dense_00", "dense_02", "denoise_pivot", "denoise_dense"],
+)
+def test_tensorrt_builds_an_engine(graphs: Graphs, name: str, tmp_path: Path) -> None:
+    sizes = {"B": 2, "N": 4, "2B": 4, "n": 3}
+    profile = {s.name: [sizes.get(d, d) for d in s.shape] for s in graphs.steps[name].inputs}
+    report = build_engine(
+        graphs.path(name), tmp_path, library=None, profiles=[profile], arches=[86]
+    )
+    assert report.plan, report.messages

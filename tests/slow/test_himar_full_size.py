@@ -2,7 +2,7 @@
 
     python -m pytest tests/slow/test_himar_full_size.py --slow --himar-golden-dir DIR
 
-DIR holds the golden files of Hi-MAR. Takes about four minutes and 1 GB of disk on two cores.
+DIR holds the golden files of Hi-MAR. Takes about eight minutes and 2 GB of disk on two cores.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from hmar.config import HIMAR_PRESETS
 from hmar.himar_checkpoint import check_himar_pair, load_himar, load_kl_vae
 from tests.himar_golden import HiMARCase, compare_generation, published_state, run_reference
+from tests.himar_graphs import Generation, Graphs
 from tests.himar_module_check import (
     check_dit_denoiser,
     check_mlp_denoiser,
@@ -56,6 +57,14 @@ def test_base_modules(folder: Path) -> None:
 def test_base_generation(folder: Path) -> None:
     case = HiMARCase("base.trace", folder)
     compare_generation(case, run_reference(case))
+
+
+def test_base_generation_by_graphs(folder: Path, tmp_path: Path) -> None:
+    case = HiMARCase("base.trace", folder)
+    ours = Generation(case, Graphs(case, tmp_path)).arrays()
+    for name in ("p1.tokens", "p2.tokens"):
+        case.check(name, ours[name])
+    case.check("small_z", ours["small_z"])
 
 
 def test_base_checkpoint(folder: Path, tmp_path: Path) -> None:
