@@ -59,7 +59,7 @@ class Graphs:
         values = {
             key: value.numpy().astype(wanted[key].dtype, copy=False) for key, value in feeds.items()
         }
-        return [torch.from_numpy(out) for out in self._session(name).run(None, values)]
+        return [torch.from_numpy(out).float() for out in self._session(name).run(None, values)]
 
     def _session(self, name: str) -> ort.InferenceSession:
         if name not in self._sessions:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -162,7 +164,7 @@ class GraphBuilder:
             if is_mlp
             else self.pieces.final(self.model.dit_width, C)
         )
-        bindings = self._weights_and_biases(asm, f"{name}.final", {"ada": ""})
+        bindings = self._weights_and_biases(asm, f"{name}.final", ("ada",))
         bindings |= {
             f"{part}_f32": asm.weight(f"{name}.final.{part}") for part in ("weight", "bias")
         }
@@ -181,7 +183,7 @@ class GraphBuilder:
     def _weight_and_bias(self, asm: Assembly, name: str) -> Values:
         return {part: asm.weight(f"{name}.{part}") for part in ("weight", "bias")}
 
-    def _weights_and_biases(self, asm: Assembly, name: str, linears: dict[str, str]) -> Values:
+    def _weights_and_biases(self, asm: Assembly, name: str, linears: Iterable[str]) -> Values:
         return {
             f"{linear}_{part}": asm.weight(f"{name}.{linear}.{part}")
             for linear in linears

@@ -25,7 +25,6 @@ class Pieces:
     ) -> None:
         self.model, self.vae, self.dtype, self.opset = model, vae, dtype, opset
         self.block = lru_cache(self._trace_block)
-        self.final = lru_cache(self._trace_final)
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype)
@@ -145,7 +144,7 @@ class Pieces:
         module = modules.DiTBlock(heads, W // heads, self.model.norm_eps)
         return self._trace(module, inputs, ["y"], x=(0, 1), act=(0, 1))
 
-    def _trace_final(self, width: int, out_channels: int) -> ir.Graph:
+    def final(self, width: int, out_channels: int) -> ir.Graph:
         """The last layer of a denoiser."""
         inputs = {
             "x": self._empty(N, LENGTH, width),
@@ -158,6 +157,7 @@ class Pieces:
         return self._trace(module, inputs, ["out"], x=(0, 1), act=(0, 1))
 
     def guide(self, has_variance: bool) -> ir.Graph:
+        """Guided noise of both halves' outputs."""
         C = self.model.token_channels
         out = torch.empty(N, LENGTH, 2 * C if has_variance else C)
         inputs = {"cond": out, "uncond": out.clone(), "scale": torch.empty(1)}

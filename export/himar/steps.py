@@ -3,7 +3,8 @@
 The number of known tokens follows from the plan of a phase, so every step has static shapes but for
 the batch. Symbolic dimensions: `B` images; `N` rows of the batch (B, or 2B with the conditional
 half first); `n` pivots predicted in a step. Positions count from 0 in each grid; those in `source`
-run over both grids, pivots first.
+run over both grids, pivots first. Where a model is conditioned by vectors, these are the `cond` of
+a step as they come, and the graph `cond` holds the one row without condition.
 """
 
 from __future__ import annotations
