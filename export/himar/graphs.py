@@ -52,14 +52,8 @@ class GraphBuilder:
         return [z, self._linear(asm, "mlp.cond", z)]
 
     def _dense(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
-        small_z = asm.call(
-            self.pieces.embed_tokens,
-            "pivots",
-            x=inputs["small_z"],
-            pos=self._expand(asm, asm.weight("dense.encoder_pivots"), "pivots_pos"),
-            **self._weight_and_bias(asm, "cond_z_proj"),
-        )
-        parts = list(small_z)
+        pivots = self._linear(asm, "cond_z_proj", inputs["small_z"])
+        parts = asm.op("Add", pivots, asm.weight("dense.encoder_pivots"), name="pivots")
         if step.known:
             parts.append(self._known(asm, "dense", inputs["dense"], inputs["known"]))
         x = self._transformed(asm, "dense", parts, inputs)
@@ -71,49 +65,45 @@ class GraphBuilder:
 
     def _known(self, asm: Assembly, phase: Phase, tokens: ir.Value, known: ir.Value) -> ir.Value:
         """Embedded known tokens of the phase's own grid, (N, known, D)."""
-        table = "pivot.encoder_pivots" if phase == "pivot" else "dense.encoder_dense"
+        linear, table = (
+            ("cond_proj", "pivot.encoder_pivots")
+            if phase == "pivot"
+            else ("z_proj", "dense.encoder_dense")
+        )
+        x = self._linear(asm, linear, self._take(asm, tokens, known, 0, "known_tokens"))
         (pos,) = asm.op("Gather", asm.weight(table), known, name="known_pos", axis=0)
-        return asm.call(
-            self.pieces.embed_tokens,
-            "known",
-            x=self._take(asm, tokens, known, 0, "known_tokens"),
-            pos=pos,
-            **self._weight_and_bias(asm, "cond_proj" if phase == "pivot" else "z_proj"),
-        )[0]
+        return asm.op("Add", x, pos, name="known_x")[0]
 
     def _transformed(
         self, asm: Assembly, phase: Phase, parts: list[ir.Value], inputs: Values
     ) -> ir.Value:
         """Output of the decoder's blocks, (N, buffer + S, D), from the embedded known tokens."""
-        buffer_size, source = self.model.buffer_size, inputs["source"]
-        (buffer,) = asm.call(
-            self.pieces.embed_buffer,
-            "buffer",
-            cond=inputs["cond"],
-            pos=asm.weight(f"{phase}.encoder_buffer"),
-        )
+        cond = self._unsqueeze(asm, inputs["cond"], 1, "cond_row")
+        (buffer,) = asm.op("Add", cond, asm.weight(f"{phase}.encoder_buffer"), name="buffer")
         (x,) = asm.op("Concat", buffer, *parts, name="encoder_x", axis=1)
         x = self._norm(asm, "z_proj_ln", x)
         for i in range(self.model.encoder_depth):
             x = self._block(asm, phase, f"encoder_blocks.{i}", self.model.encoder_heads, x)
         x = self._linear(asm, "decoder_embed", self._norm(asm, "encoder_norm", x))
-        # -1, an unknown position, becomes the last row of the buffer, which is then masked
-        rows = self._take(asm, x, source, buffer_size, "rows")
-        (tokens,) = asm.call(
-            self.pieces.decoder_input,
-            "decoder_input",
-            rows=rows,
-            source=source,
-            masked=asm.weight(f"{phase}.decoder_masked"),
-            pos=asm.weight(f"{phase}.decoder_tokens"),
-        )
-        buffer = self._slice(asm, x, 0, buffer_size, "buffer_rows")
-        pos = asm.weight(f"{phase}.decoder_buffer")
-        (buffer,) = asm.op("Add", buffer, pos, name="decoder_buffer")
-        (x,) = asm.op("Concat", buffer, tokens, name="decoder_x", axis=1)
+        x = self._filled(asm, phase, x, inputs["source"])
         for i in range(self.model.decoder_depth):
             x = self._block(asm, phase, f"decoder_blocks.{i}", self.model.decoder_heads, x)
         return x
+
+    def _filled(self, asm: Assembly, phase: Phase, x: ir.Value, source: ir.Value) -> ir.Value:
+        """Input of the decoder's blocks: rows in their places, mask tokens where none is known."""
+        buffer_size = self.model.buffer_size
+        buffer = self._slice(asm, x, 0, buffer_size, "buffer_rows")
+        pos = asm.weight(f"{phase}.decoder_buffer")
+        (buffer,) = asm.op("Add", buffer, pos, name="decoder_buffer")
+        # -1, an unknown position, takes the last row of the buffer, and is then masked
+        rows = self._take(asm, x, source, buffer_size, "rows")
+        (rows,) = asm.op("Add", rows, asm.weight(f"{phase}.decoder_tokens"), name="placed_rows")
+        (unknown,) = asm.op("Less", source, asm.constant(np.array([0], np.int32)), name="unknown")
+        unknown = self._unsqueeze(asm, unknown, -1, "unknown_rows")
+        masked = asm.weight(f"{phase}.decoder_masked")
+        (tokens,) = asm.op("Where", unknown, masked, rows, name="decoder_tokens")
+        return asm.op("Concat", buffer, tokens, name="decoder_x", axis=1)[0]
 
     def _block(
         self, asm: Assembly, phase: Phase, name: str, num_heads: int, x: ir.Value
@@ -145,33 +135,41 @@ class GraphBuilder:
     def _denoiser_input(
         self, asm: Assembly, name: str, inputs: Values
     ) -> tuple[ir.Value, ir.Value]:
-        """Embedded state of both halves, and what the modulations are linear in."""
+        """Embedded state of both halves, and SiLU of time and condition, for the modulations."""
         x = self._linear(asm, f"{name}.input", inputs["x"])
         if name == "dit":
             (x,) = asm.op("Add", x, asm.weight("dit.pos"), name="dit.x")
         (x,) = asm.op("Concat", x, x, name=f"{name}.both", axis=0)
         table = asm.weight(f"{name}.time")
         (time,) = asm.op("Gather", table, inputs["timestep"], name=f"{name}.time_row", axis=0)
-        act = asm.call(self.pieces.activation, f"{name}.act", time=time, cond=inputs["head_cond"])
-        return x, act[0]
+        (y,) = asm.op("Add", inputs["head_cond"], time, name=f"{name}.y")
+        (sigmoid,) = asm.op("Sigmoid", y, name=f"{name}.sigmoid")
+        return x, asm.op("Mul", y, sigmoid, name=f"{name}.act")[0]
 
     def _guided(
         self, asm: Assembly, name: str, x: ir.Value, act: ir.Value, scale: ir.Value
     ) -> list[ir.Value]:
-        is_mlp, C = name == "mlp", self.model.token_channels
-        piece = (
-            self.pieces.final(self.model.mlp_width, 2 * C)
-            if is_mlp
-            else self.pieces.final(self.model.dit_width, C)
-        )
+        """Noise `uncond + scale * (cond - uncond)`, and the condition's variance values if any."""
+        values = 2 if name == "mlp" else 1
+        width = self.model.mlp_width if name == "mlp" else self.model.dit_width
         bindings = self._weights_and_biases(asm, f"{name}.final", ("ada",))
-        bindings |= {
-            f"{part}_f32": asm.weight(f"{name}.final.{part}") for part in ("weight", "bias")
-        }
+        for part in ("weight", "bias"):
+            bindings[f"{part}_f32"] = asm.weight(f"{name}.final.{part}")
+        piece = self.pieces.final(width, values * self.model.token_channels)
         (out,) = asm.call(piece, f"{name}.final", x=x, act=act, **bindings)
-        cond, uncond = asm.op("Split", out, name=f"{name}.halves", results=2, num_outputs=2, axis=0)
-        guide = self.pieces.guide(has_variance=is_mlp)
-        return asm.call(guide, f"{name}.guide", cond=cond, uncond=uncond, scale=scale)
+        cond, uncond = self._halves(asm, out, 0, "rows")
+        if values == 1:
+            return [self._guide(asm, cond, uncond, scale)]
+        noise, variance = self._halves(asm, cond, 2, "cond")
+        return [
+            self._guide(asm, noise, self._halves(asm, uncond, 2, "uncond")[0], scale),
+            variance,
+        ]
+
+    def _guide(self, asm: Assembly, cond: ir.Value, uncond: ir.Value, scale: ir.Value) -> ir.Value:
+        (difference,) = asm.op("Sub", cond, uncond, name="difference")
+        (scaled,) = asm.op("Mul", scale, difference, name="scaled")
+        return asm.op("Add", uncond, scaled, name="guided")[0]
 
     def _decode(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
         piece = self.pieces.decode()
@@ -179,9 +177,6 @@ class GraphBuilder:
         return asm.call(piece, "decode", operand=inputs["tokens"], **weights)
 
     # --- parts of parts ---
-
-    def _weight_and_bias(self, asm: Assembly, name: str) -> Values:
-        return {part: asm.weight(f"{name}.{part}") for part in ("weight", "bias")}
 
     def _weights_and_biases(self, asm: Assembly, name: str, linears: Iterable[str]) -> Values:
         return {
@@ -191,28 +186,33 @@ class GraphBuilder:
         }
 
     def _linear(self, asm: Assembly, name: str, x: ir.Value) -> ir.Value:
-        return asm.call(self.pieces.linear, name, x=x, **self._weight_and_bias(asm, name))[0]
+        """A linear layer, in the dtype of its weights."""
+        weight = asm.weight(f"{name}.weight")
+        (x,) = asm.op("CastLike", x, weight, name=f"{name}_x")
+        (product,) = asm.op("MatMul", x, weight, name=f"{name}_product")
+        return asm.op("Add", product, asm.weight(f"{name}.bias"), name=f"{name}_y")[0]
 
     def _norm(self, asm: Assembly, name: str, x: ir.Value) -> ir.Value:
-        return asm.call(self.pieces.norm, name, x=x, **self._weight_and_bias(asm, name))[0]
+        weights = {part: asm.weight(f"{name}.{part}") for part in ("weight", "bias")}
+        return asm.call(self.pieces.norm, name, x=x, **weights)[0]
 
     def _take(
         self, asm: Assembly, x: ir.Value, index: ir.Value, offset: int, name: str
     ) -> ir.Value:
         """Rows `index + offset` (N, k) of every sequence, (N, k, D)."""
         (wide,) = asm.op("Cast", index, name=f"{name}_i64", to=int(ir.DataType.INT64))
-        (moved,) = asm.op(
-            "Add", wide, asm.constant(np.array([offset], np.int64)), name=f"{name}_moved"
-        )
-        axis = asm.constant(np.array([-1], np.int64))
-        (indices,) = asm.op("Unsqueeze", moved, axis, name=f"{name}_index")
+        shift = asm.constant(np.array([offset], np.int64))
+        (moved,) = asm.op("Add", wide, shift, name=f"{name}_moved")
+        indices = self._unsqueeze(asm, moved, -1, f"{name}_index")
         return asm.op("GatherND", x, indices, name=name, batch_dims=1)[0]
 
+    def _unsqueeze(self, asm: Assembly, x: ir.Value, axis: int, name: str) -> ir.Value:
+        return asm.op("Unsqueeze", x, asm.constant(np.array([axis], np.int64)), name=name)[0]
+
     def _slice(self, asm: Assembly, x: ir.Value, start: int, stop: int, name: str) -> ir.Value:
+        """Positions start..stop-1 of every sequence."""
         bounds = (asm.constant(np.array([i], np.int64)) for i in (start, stop, 1))
         return asm.op("Slice", x, *bounds, name=name)[0]
 
-    def _expand(self, asm: Assembly, table: ir.Value, name: str) -> ir.Value:
-        """A table (k, D) as (1, k, D)."""
-        axis = asm.constant(np.array([0], np.int64))
-        return asm.op("Unsqueeze", table, axis, name=name)[0]
+    def _halves(self, asm: Assembly, x: ir.Value, axis: int, name: str) -> list[ir.Value]:
+        return asm.op("Split", x, name=f"{name}_halves", results=2, num_outputs=2, axis=axis)

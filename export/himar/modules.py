@@ -1,4 +1,4 @@
-"""Tensor-in, tensor-out modules that Hi-MAR's graphs are put together from.
+"""Tensor-in, tensor-out modules that Hi-MAR's graphs are put together from, beside single ops.
 
 As in `export.modules`: weights are inputs, linear weights come as (in, out), and what is float32 in
 every precision has a name that says `_f32`. N rows (the guided batch), l tokens, D width, W width
@@ -14,20 +14,6 @@ from torch import Tensor, nn
 from export.modules import norm_modulate
 
 
-class EmbedBuffer(nn.Module):
-    """Copies of the condition at the buffer's positions, (N, buffer, D)."""
-
-    def forward(self, cond: Tensor, pos: Tensor) -> Tensor:
-        return cond.unsqueeze(1) + pos
-
-
-class EmbedTokens(nn.Module):
-    """Projected tokens or hidden states at their positions, (N, l, D)."""
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor, pos: Tensor) -> Tensor:
-        return x.to(weight.dtype) @ weight + bias + pos
-
-
 class Norm(nn.Module):
     """Layer norm with weights."""
 
@@ -37,13 +23,6 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
-
-
-class Linear(nn.Module):
-    """Matrix product and bias."""
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return x.to(weight.dtype) @ weight + bias
 
 
 def _attend(qkv: Tensor, heads: tuple[int, int, int]) -> Tensor:
@@ -84,23 +63,6 @@ class Block(nn.Module):
         x = x + gate1 * h
         h = F.layer_norm(x, width, norm2_weight, norm2_bias, self.eps)
         return x + gate2 * (F.gelu(h @ fc1_weight + fc1_bias) @ fc2_weight + fc2_bias)
-
-
-class DecoderInput(nn.Module):
-    """Rows of the known positions and mask tokens of the others, at their positions, (N, S, D).
-
-    `source` (N, S) is negative where nothing is known; `masked` (S, D) is mask token and position.
-    """
-
-    def forward(self, rows: Tensor, source: Tensor, masked: Tensor, pos: Tensor) -> Tensor:
-        return torch.where((source < 0).unsqueeze(-1), masked, rows + pos)
-
-
-class Activation(nn.Module):
-    """SiLU of time and condition, which every modulation of a denoiser is linear in."""
-
-    def forward(self, time: Tensor, cond: Tensor) -> Tensor:
-        return F.silu(time + cond)
 
 
 class ResBlock(nn.Module):
@@ -179,22 +141,6 @@ class FinalLayer(nn.Module):
     ) -> Tensor:
         shift, scale = (act @ ada_weight + ada_bias).float().chunk(2, dim=-1)
         return norm_modulate(x.float(), scale, shift, self.eps) @ weight_f32 + bias_f32
-
-
-class Guide(nn.Module):
-    """Guided noise (B, n, C) of outputs (B, n, C or 2C); with 2C, the condition's variance values.
-
-    The noise is `uncond + scale * (cond - uncond)`.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, cond: Tensor, uncond: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
-        noise, *values = cond.split(self.channels, dim=-1)
-        without = uncond[..., : self.channels]
-        return without + scale * (noise - without), *values
 
 
 class Decode(nn.Module):

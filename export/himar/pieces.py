@@ -14,8 +14,6 @@ from export.to_onnx import Examples, trace
 from hmar.config import HiMARConfig, KLVAEConfig
 from hmar.kl_vae import KLVAE
 
-WIDTH, OTHER_WIDTH = 5, 7  # example sizes of widths that stay symbolic; see `export.pieces`
-
 
 class Pieces:
     """Graphs of the modules in `export.himar.modules` for one model's sizes and precision."""
@@ -42,34 +40,6 @@ class Pieces:
         self, module: nn.Module, inputs: Examples, outputs: list[str], **dynamic: tuple[int, ...]
     ) -> ir.Graph:
         return run_passes(trace(module, inputs, outputs, dynamic, self.opset), self.opset)
-
-    @cached_property
-    def embed_buffer(self) -> ir.Graph:
-        D = self.model.embed_dim
-        inputs = {"cond": self._empty(N, D), "pos": self._empty(self.model.buffer_size, D)}
-        return self._trace(modules.EmbedBuffer(), inputs, ["x"], cond=(0,))
-
-    @cached_property
-    def embed_tokens(self) -> ir.Graph:
-        D = self.model.embed_dim
-        inputs = {
-            "x": torch.empty(N, LENGTH, WIDTH),
-            "weight": self._empty(WIDTH, D),
-            "bias": self._empty(D),
-            "pos": self._empty(N, LENGTH, D),
-        }
-        dynamic = {"x": (0, 1, 2), "weight": (0,), "pos": (0, 1)}
-        return self._trace(modules.EmbedTokens(), inputs, ["y"], **dynamic)
-
-    @cached_property
-    def linear(self) -> ir.Graph:
-        inputs = {
-            "x": torch.empty(N, LENGTH, WIDTH),
-            "weight": self._empty(WIDTH, OTHER_WIDTH),
-            "bias": self._empty(OTHER_WIDTH),
-        }
-        dynamic = {"x": (0, 1, 2), "weight": (0, 1), "bias": (0,)}
-        return self._trace(modules.Linear(), inputs, ["y"], **dynamic)
 
     @cached_property
     def norm(self) -> ir.Graph:
@@ -100,22 +70,6 @@ class Pieces:
         }
         module = modules.Block(num_heads, D // num_heads, self.model.norm_eps)
         return self._trace(module, inputs, ["y"], x=(0, 1))
-
-    @cached_property
-    def decoder_input(self) -> ir.Graph:
-        D, S = self.model.embed_dim, self.model.num_tokens
-        inputs = {
-            "rows": self._empty(N, S, D),
-            "source": torch.zeros(N, S, dtype=torch.int32),
-            "masked": self._empty(S, D),
-            "pos": self._empty(S, D),
-        }
-        return self._trace(modules.DecoderInput(), inputs, ["x"], rows=(0,), source=(0,))
-
-    @cached_property
-    def activation(self) -> ir.Graph:
-        inputs = {"time": self._empty(1, WIDTH), "cond": self._empty(N, LENGTH, WIDTH)}
-        return self._trace(modules.Activation(), inputs, ["act"], time=(1,), cond=(0, 1, 2))
 
     @cached_property
     def res_block(self) -> ir.Graph:
@@ -155,14 +109,6 @@ class Pieces:
         }
         module = modules.FinalLayer(self.model.norm_eps)
         return self._trace(module, inputs, ["out"], x=(0, 1), act=(0, 1))
-
-    def guide(self, has_variance: bool) -> ir.Graph:
-        """Guided noise of both halves' outputs."""
-        C = self.model.token_channels
-        out = torch.empty(N, LENGTH, 2 * C if has_variance else C)
-        inputs = {"cond": out, "uncond": out.clone(), "scale": torch.empty(1)}
-        outputs = ["noise", "variance"] if has_variance else ["noise"]
-        return self._trace(modules.Guide(C), inputs, outputs, cond=(0, 1), uncond=(0, 1))
 
     def decode(self) -> ir.Graph:
         """The weights are inputs, named as in the autoencoder."""
