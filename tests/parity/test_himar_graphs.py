@@ -10,7 +10,7 @@ import torch
 
 from tests.himar_golden import HiMARCase
 from tests.himar_graphs import Generation, Graphs
-from tests.tensorrt_build import build_engine
+from tests.tensorrt_build import build_engine, rtx_version
 
 LINEAR = HiMARCase("tiny_a.linear")
 
@@ -41,6 +41,9 @@ def test_image(graphs: Graphs) -> None:
 
 
 @pytest.mark.trt
+@pytest.mark.skipif(
+    (rtx_version() or (0,)) < (1, 7), reason="needs TensorRT-RTX 1.7, which builds without GPU"
+)
 @pytest.mark.parametrize(
     "name",
     ["cond", "pivot_00", "pivot_05", "dense_00", "dense_02", "denoise_pivot", "denoise_dense"],
