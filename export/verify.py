@@ -169,14 +169,8 @@ def verify(
         ParityError: a name, dtype, shape, value or token differs by more than the limits.
     """
     start = time.perf_counter()
-    small = sum(p.numel() for p in model.parameters()) < BATCH_OF_TWO_BELOW
-    classes = model.config.num_classes
-    labels = (0, classes - 1) if small else (207 % classes,)
     progress("PyTorch reference")
-    sampling = PublishedSampling(
-        cfg=manifest.sampling.cfg, top_k=manifest.sampling.top_k, top_p=manifest.sampling.top_p
-    )
-    teacher = TeacherRun(model, tokenizer, labels, sampling)
+    teacher = make_teacher(manifest, model, tokenizer)
     graphs: dict[str, GraphParity] = {}
     tokens: list[TokenParity] = []
     for name, spec in manifest.graphs.items():
@@ -187,9 +181,10 @@ def verify(
         logger.debug("verified %s in %.2f s", name, graphs[name].seconds)
         if spec.kind in ("ns", "mask"):
             logits = outputs["logits"] if outputs else _torch_logits(torch_steps, teacher, spec)
-            tokens.append(
-                _compare_tokens(name, spec, teacher, torch.from_numpy(logits), manifest.precision)
-            )
+            parity = compare_tokens(spec, teacher, torch.from_numpy(logits))
+            if manifest.precision == "fp32":
+                _check_gaps(name, parity)
+            tokens.append(parity)
     runs = f"onnxruntime {ort.__version__} CPUExecutionProvider"
     torch_runs = any(
         graphs[n].not_run for n, s in manifest.graphs.items() if s.kind in ("ns", "mask")
@@ -200,13 +195,24 @@ def verify(
         token_engine=f"torch {torch.__version__}, same modules in {manifest.precision}"
         if torch_runs
         else runs,
-        labels=labels,
+        labels=tuple(teacher.labels),
         seed=SEED,
         rms_limit=RMS_LIMIT[manifest.precision],
         graphs=graphs,
         tokens=tuple(tokens),
         seconds=round(time.perf_counter() - start, 2),
     )
+
+
+def make_teacher(manifest: Manifest, model: HMAR, tokenizer: VQVAE) -> TeacherRun:
+    """The run that graphs are compared with: of two images, of one for large models."""
+    small = sum(p.numel() for p in model.parameters()) < BATCH_OF_TWO_BELOW
+    classes = model.config.num_classes
+    labels = (0, classes - 1) if small else (207 % classes,)
+    sampling = PublishedSampling(
+        cfg=manifest.sampling.cfg, top_k=manifest.sampling.top_k, top_p=manifest.sampling.top_p
+    )
+    return TeacherRun(model, tokenizer, labels, sampling)
 
 
 def _verify_graph(
@@ -269,11 +275,8 @@ def _check_signature(name: str, what: str, found: list, wanted: tuple) -> None:
 def _compare_values(
     graph: str, output: str, ref: np.ndarray, out: np.ndarray, limit: float
 ) -> OutputParity:
-    error = out.astype(np.float64) - ref
-    ratio = float(
-        np.sqrt(np.mean(error**2)) / max(np.sqrt(np.mean(ref.astype(np.float64) ** 2)), 1e-12)
-    )
-    if not ratio <= limit:  # also catches NaN
+    parity = output_parity(ref, out)
+    if not (ratio := parity.rms_ratio) <= limit:  # also catches NaN
         raise _parity_error(
             graph,
             output,
@@ -281,7 +284,16 @@ def _compare_values(
             ratio,
             limit,
         )
-    return OutputParity(rms_ratio=ratio, max_abs=float(np.abs(error).max()))
+    return parity
+
+
+def output_parity(ref: np.ndarray, out: np.ndarray) -> OutputParity:
+    """The error of an output."""
+    error = out.astype(np.float64) - ref
+    scale = max(np.sqrt(np.mean(ref.astype(np.float64) ** 2)), 1e-12)
+    return OutputParity(
+        rms_ratio=float(np.sqrt(np.mean(error**2)) / scale), max_abs=float(np.abs(error).max())
+    )
 
 
 def _compare_indices(graph: str, output: str, ref: np.ndarray, out: np.ndarray) -> OutputParity:
@@ -302,9 +314,20 @@ def _torch_logits(steps: TorchSteps, teacher: TeacherRun, spec: GraphSpec) -> np
     return steps.logits(spec.kind, operands, teacher.label_N, positions).numpy()
 
 
-def _compare_tokens(
-    graph: str, spec: GraphSpec, teacher: TeacherRun, raw: torch.Tensor, precision: str
-) -> TokenParity:
+def _check_gaps(graph: str, tokens: TokenParity) -> None:
+    worst = max(tokens.flip_gaps, default=0.0)
+    if worst > FP32_FLIP_GAP:
+        raise _parity_error(
+            graph,
+            "tokens",
+            f"an argmax differs though its logits are {worst:.1e} apart",
+            worst,
+            FP32_FLIP_GAP,
+        )
+
+
+def compare_tokens(spec: GraphSpec, teacher: TeacherRun, raw: torch.Tensor) -> TokenParity:
+    """Tokens of an `ns` or `mask` graph from its logits, conditional half first."""
     assert spec.scale_idx is not None
     k, config = spec.scale_idx, teacher.config
     key = f"s{k}_ns" if spec.kind == "ns" else f"s{k}_m1"
@@ -313,14 +336,6 @@ def _compare_tokens(
     best = ref.topk(2, dim=-1).values
     flipped = ref.argmax(-1) != out.argmax(-1)
     gaps = tuple((best[..., 0] - best[..., 1])[flipped].tolist())
-    if precision == "fp32" and max(gaps, default=0.0) > FP32_FLIP_GAP:
-        raise _parity_error(
-            graph,
-            "tokens",
-            f"an argmax differs though its logits are {max(gaps):.1e} apart",
-            max(gaps),
-            FP32_FLIP_GAP,
-        )
     drawn = reference.draw_inverse_cdf(teacher.uniforms)(
         key, reference.truncate(out, config.top_k, config.top_p)
     )

@@ -25,6 +25,7 @@ from export.target import beside, check_target, replace_folder
 from export.tensors import lay_out
 from export.torch_steps import TorchSteps
 from export.verify import Certificate, verify
+from export.verify_backend import KINDS, Runner, verify_backend
 from export.weights import WeightsFile, sha256_file
 from hmar.checkpoint import check_pair, load_hmar, load_tokenizer
 from hmar.hmar import HMAR
@@ -168,9 +169,13 @@ def verify_bundle(
     *,
     branch_layers: int | None = None,
     num_heads: int | None = None,
+    runner: Runner | None = None,
     progress: Progress = quiet,
 ) -> Certificate:
     """Runs the validation ladder on an existing bundle; arguments as in `export_bundle`.
+
+    Args:
+        runner: measures this backend instead of checking ONNX Runtime's CPU provider.
 
     Raises:
         hmar.errors.CheckpointError: a checkpoint cannot be used.
@@ -186,6 +191,16 @@ def verify_bundle(
         raise ExportError(
             f"{folder}: exported from a model of other sizes: {manifest.model}, the checkpoint is "
             f"{model_spec(model, tokenizer)}"
+        )
+    if runner is not None:
+        measured = [name for name, spec in manifest.graphs.items() if spec.kind in KINDS]
+        done = iter(range(len(measured) + 1))
+        return verify_backend(
+            runner,
+            manifest,
+            model,
+            tokenizer,
+            lambda name: progress(f"comparing {name}", next(done), len(measured) + 1),
         )
     weights = WeightsFile(Path(WEIGHTS).name)
     lay_out(weights, model, tokenizer, DTYPES[manifest.precision])

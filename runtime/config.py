@@ -98,7 +98,8 @@ class BackendConfig:
         name: "auto" takes CUDA where ONNX Runtime offers it, else the CPU. "trt" needs engines,
             from scripts/build_engines.py.
         threads: CPU threads of one operator; 0 = one per core.
-        max_batch: largest number of images in one pass; larger requests are split.
+        max_batch: largest number of images in one pass; larger requests are split. Engines for
+            larger batches are not used and take no memory for them.
         check_weights: hash the weights file when the bundle is opened, and the engines.
         placement: other backends for some kinds of graph, such as {"decode": "ort-cpu"}.
         engines: folder of engines; None = the one of the bundle that fits this machine.

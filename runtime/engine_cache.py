@@ -52,6 +52,7 @@ from runtime.errors import EngineBuildError, EngineIncompatibleError
 logger = logging.getLogger(__name__)
 
 TIMING_CACHE = "timing.cache"
+MAX_JOBS = 8
 
 Progress = Callable[[str, int, int], None]
 """(stage and item, done, total)."""
@@ -186,7 +187,7 @@ def build_engines(
     *,
     force: bool = False,
     require_plugin: bool = False,
-    jobs: int = 1,
+    jobs: int | None = None,
     progress: Progress = quiet,
     build: Build = build_engine,
 ) -> EngineReport:
@@ -196,13 +197,16 @@ def build_engines(
         force: build all engines again; otherwise a folder that fits is kept, and one that does not
             is an error that says why.
         require_plugin: fail where an attention layer would not use the plugin.
-        jobs: builds at a time; 1 where builds measure kernels on the GPU.
+        jobs: builds at a time; default: 1 where builds measure kernels on the GPU, else up to 8.
         build: replaces the build of one engine, for tests.
 
     Raises:
         EngineIncompatibleError: the folder is there and does not fit; see `force`.
         EngineBuildError: an engine cannot be built or written; what was there stays as it was.
     """
+    if jobs is None:
+        measures = target.flavour == "tensorrt"
+        jobs = 1 if measures else min(MAX_JOBS, os.cpu_count() or 1)
     if jobs < 1:
         raise ValueError(f"jobs must be >= 1, got {jobs}")
     start = time.perf_counter()
@@ -265,7 +269,9 @@ def _build_all(
             add(spec, build_one(spec, folder))
         return entries
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(build_one, spec, folder): spec for spec in specs}
+        # those with the most profiles take longest
+        queue = sorted(specs, key=lambda spec: -len(spec.profiles))
+        running = {pool.submit(build_one, spec, folder): spec for spec in queue}
         try:
             for future in as_completed(running):
                 add(running[future], future.result())

@@ -180,10 +180,13 @@ def bind(specs: Iterable[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> Di
     return dims
 
 
-def select_profile(profiles: Sequence[Mapping[str, int]], dims: Mapping[str, int]) -> int | None:
+def select_profile(
+    profiles: Sequence[Mapping[str, int]], dims: Mapping[str, int], max_batch: int
+) -> int | None:
     """Index of the smallest profile that these sizes fit, None if there is none.
 
     Rows may be fewer than the profile's, since they are independent; all else must be equal.
+    Profiles of more than `max_batch` images are not taken.
     """
 
     def fits(profile: Mapping[str, int]) -> bool:
@@ -192,8 +195,19 @@ def select_profile(profiles: Sequence[Mapping[str, int]], dims: Mapping[str, int
             for symbol, size in dims.items()
         )
 
-    fitting = [i for i, profile in enumerate(profiles) if fits(profile)]
+    fitting = [i for i, p in enumerate(profiles) if is_within(p, max_batch) and fits(p)]
     return min(fitting, key=lambda i: rows(profiles[i]), default=None)
+
+
+def batches_up_to(batches: Sequence[int], max_batch: int) -> Sequence[int]:
+    """Those that are needed for up to this many images at once, the smallest that fits included."""
+    last = next((b for b in batches if b >= max_batch), batches[-1])
+    return [b for b in batches if b <= last]
+
+
+def is_within(profile: Mapping[str, int], max_batch: int) -> bool:
+    """Whether a profile is for at most this many images."""
+    return profile.get("B", 0) <= max_batch and profile.get("N", 0) <= 2 * max_batch
 
 
 def rows(dims: Mapping[str, int]) -> int:

@@ -97,7 +97,12 @@ def parse_args() -> argparse.Namespace:
         help=f"cut graphs of a kind, of {', '.join(STAGED)}, into N engines that run one after "
         "another; 1 = whole (default: whole, but cut where this machine's GPU cannot run it so)",
     )
-    p.add_argument("--jobs", type=int, default=1, help="builds at a time, with --gpu")
+    p.add_argument(
+        "--jobs",
+        type=int,
+        help="builds at a time (default: 1 where TensorRT measures kernels on the GPU, else "
+        "up to 8)",
+    )
     p.add_argument("--force", action="store_true", help="build all engines again")
     return p.parse_args()
 
@@ -182,7 +187,7 @@ def main() -> None:
             options,
             force=args.force,
             require_plugin=args.attention == "plugin",
-            jobs=args.jobs if gpus else 1,
+            jobs=args.jobs,
             progress=progress,
         )
     print(report.summary())

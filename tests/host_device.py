@@ -146,10 +146,11 @@ class HostKernels:
 class OrtEngine:
     """Runs a graph at a profile's sizes, on memory given by addresses."""
 
-    activation_nbytes, plan_nbytes = 64, 1_000_000
+    plan_nbytes = 1_000_000
 
     def __init__(self, spec: GraphSpec | Stage, path: Path, profiles: Sequence[Dims]) -> None:
         self.profiles = tuple(profiles)
+        self.activation_nbytes = tuple(64 + i for i in range(len(profiles)))
         self._spec, self._path = spec, path
         self._session: onnxruntime.InferenceSession | None = None
         self.used: list[int] = []
@@ -176,7 +177,7 @@ class OrtEngine:
                 self._report(layer, float(i))
         feeds = {i.name: _at(addresses[i.name], i, sizes) for i in self._spec.inputs}
         # scratch memory is overwritten by every run
-        ctypes.memset(activations, FILL, self.activation_nbytes)
+        ctypes.memset(activations, FILL, self.activation_nbytes[profile])
         for spec, value in zip(self._spec.outputs, self._session.run(None, feeds), strict=True):
             _at(addresses[spec.name], spec, sizes)[...] = value
 

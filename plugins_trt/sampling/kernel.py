@@ -27,23 +27,48 @@ def _ordered(x):
 
 @triton.jit
 def _kth_largest(keys_V, k):
-    """The largest integer that at least k keys reach."""
+    """The largest integer that at least k keys reach.
+
+    Two bits at a time: the three counts of a step are added up as fields of one integer.
+    """
+    keys_V = keys_V.to(tl.int64)
     found = tl.full([], -2147483648, tl.int64)
-    for bit in range(32):
-        candidate = found + (tl.full([], 1, tl.int64) << (31 - bit))
-        count = tl.sum((keys_V.to(tl.int64) >= candidate).to(tl.int32))
-        found = tl.where(count >= k, candidate, found)
+    for step in range(16):
+        unit = tl.full([], 1, tl.int64) << (30 - 2 * step)
+        one_V = (keys_V >= found + unit).to(tl.int64)
+        two_V = (keys_V >= found + 2 * unit).to(tl.int64)
+        three_V = (keys_V >= found + 3 * unit).to(tl.int64)
+        counts = tl.sum(one_V + (two_V << 20) + (three_V << 40), axis=0)
+        reached = ((counts & 0xFFFFF) >= k).to(tl.int64) + (((counts >> 20) & 0xFFFFF) >= k).to(
+            tl.int64
+        )
+        found += unit * (reached + ((counts >> 40) >= k).to(tl.int64))
     return found
+
+
+@triton.jit
+def _add_three(a, b, c, d, e, f):
+    return a + d, b + e, c + f
 
 
 @triton.jit
 def _nucleus_edge(keys_V, p_V, outside):
     """The smallest key whose mass, together with that of all smaller keys, exceeds `outside`."""
+    keys_V = keys_V.to(tl.int64)
     found = tl.full([], -2147483648, tl.int64)
-    for bit in range(32):
-        candidate = found + (tl.full([], 1, tl.int64) << (31 - bit))
-        below = tl.sum(tl.where(keys_V.to(tl.int64) < candidate, p_V, 0.0))
-        found = tl.where(below <= outside, candidate, found)
+    for step in range(16):
+        unit = tl.full([], 1, tl.int64) << (30 - 2 * step)
+        below_one, below_two, below_three = tl.reduce(
+            (
+                tl.where(keys_V < found + unit, p_V, 0.0),
+                tl.where(keys_V < found + 2 * unit, p_V, 0.0),
+                tl.where(keys_V < found + 3 * unit, p_V, 0.0),
+            ),
+            0,
+            _add_three,
+        )
+        passed = (below_one <= outside).to(tl.int64) + (below_two <= outside).to(tl.int64)
+        found += unit * (passed + (below_three <= outside).to(tl.int64))
     return found
 
 
@@ -193,7 +218,9 @@ def to_uint8_kernel(image, pixels, num_pixels, BLOCK: tl.constexpr):
     is_pixel = offs < num_pixels
     for channel in tl.static_range(3):
         value = tl.load(image + first + channel * num_pixels + offs, mask=is_pixel, other=0.0)
+        # the product in float64 and back, or it would be fused with the sum and not be rounded;
         # adding 1.5 * 2^23 rounds to the nearest integer, ties to the even one
-        rounded = (value * 255.0 + 12582912.0) - 12582912.0
+        scaled = (value.to(tl.float64) * 255.0).to(tl.float32)
+        rounded = (scaled + 12582912.0) - 12582912.0
         rounded = tl.minimum(tl.maximum(rounded, 0.0), 255.0)
         tl.store(pixels + first + offs * 3 + channel, rounded.to(tl.uint8), mask=is_pixel)

@@ -103,9 +103,9 @@ class CudaSamplingKernels:
         self._launch(self._smallest("select", length), (batch, 1), length=length, **arguments)
 
     def to_uint8(self, *, image: int, pixels: int, batch: int, side: int) -> None:
-        block = self._table["to_uint8"]["block"]
-        grid = (-(-side * side // block), batch)
-        self._launch("to_uint8", grid, image=image, pixels=pixels, num_pixels=side * side)
+        name = self._smallest("to_uint8", 1)
+        grid = (-(-side * side // self._table[name]["block"]), batch)
+        self._launch(name, grid, image=image, pixels=pixels, num_pixels=side * side)
 
     def _smallest(self, function: str, size: int) -> str:
         """The kernel whose block holds this many items."""

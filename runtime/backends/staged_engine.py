@@ -17,7 +17,8 @@ class StagedEngine:
 
     def __init__(self, engines: Sequence[Engine], stages: Sequence[Stage]) -> None:
         self._engines, self._stages = tuple(engines), tuple(stages)
-        self._scratch = align(max(engine.activation_nbytes for engine in engines))
+        scratch = zip(*(engine.activation_nbytes for engine in engines), strict=True)
+        self._scratch = [align(max(nbytes)) for nbytes in scratch]
         self._arenas = [lay_out_arena(stages, with_totals(p)) for p in self.profiles]
         self._shapes = [
             [{spec.name: resolve(spec, with_totals(p)) for spec in s.inputs} for s in stages]
@@ -33,8 +34,8 @@ class StagedEngine:
         return sum(engine.plan_nbytes for engine in self._engines)
 
     @property
-    def activation_nbytes(self) -> int:
-        return self._scratch + max(arena.nbytes for arena in self._arenas)
+    def activation_nbytes(self) -> Sequence[int]:
+        return [s + arena.nbytes for s, arena in zip(self._scratch, self._arenas, strict=True)]
 
     def execute(
         self,
@@ -44,7 +45,7 @@ class StagedEngine:
         activations: int,
         stream: int,
     ) -> None:
-        between = activations + self._scratch
+        between = activations + self._scratch[profile]
         places = {name: between + at for name, at in self._arenas[profile].offsets.items()}
         places.update(addresses)
         for engine, stage, inputs in zip(

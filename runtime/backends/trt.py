@@ -34,7 +34,9 @@ from runtime.engine_manifest import FUNCTION_BODY, EngineFolder, built_with, fin
 from runtime.engine_plan import (
     STEPS,
     Dims,
+    batches_up_to,
     bind,
+    is_within,
     nbytes,
     resolve,
     rows,
@@ -60,7 +62,8 @@ class TensorRTRunner(StepRunner):
     With sampling kernels, whole generations are CUDA graphs.
 
     Args:
-        batches: numbers of images that the engines were built for, ascending.
+        batches: numbers of images that the engines were built for and that are used, ascending.
+            Scratch memory is that of the largest one.
     """
 
     def __init__(
@@ -72,13 +75,11 @@ class TensorRTRunner(StepRunner):
         kernels: SamplingKernels | None = None,
     ) -> None:
         super().__init__(manifest)
-        self.max_batch = max(batches)
+        self.max_batch = self._max_batch = max(batches)
         self._engines, self._device, self._pool = dict(engines), device, BufferPool(device)
         self._constants: dict[bytes, DeviceValue] = {}
         self._scratch = BufferPool(device)
-        self._activations = self._scratch.take(
-            max((e.activation_nbytes for e in engines.values()), default=0) or 1
-        )
+        self._activations = self._scratch.take(_scratch_nbytes(engines, self._max_batch) or 1)
         self._generations = (
             None
             if kernels is None
@@ -111,18 +112,20 @@ class TensorRTRunner(StepRunner):
                 bundle, library.flavour, library.version, device.gpu, config.engines
             )
             engines: dict[str, Engine] = {}
+            batches = batches_up_to(found.manifest.batches, config.max_batch)
             try:
                 for graph, engine in _load_engines(library, found, bundle, config, device.gpu):
                     engines[graph] = engine
                     undo.callback(engine.close)
                 kernels = _load_kernels(device)
-                runner = cls(bundle.manifest, engines, device, found.manifest.batches, kernels)
+                runner = cls(bundle.manifest, engines, device, batches, kernels)
             except DeviceMemoryError as error:
                 plans = sum(entry.nbytes for entry in found.manifest.engines.values())
                 raise DeviceMemoryError(
-                    f"{found.folder.name}: {error}; {_budget(engines, 0, device)}, all plans have "
-                    f"{plans / 1e6:.0f} MB; free the GPU's memory, or build engines for batches "
-                    f"below {max(found.manifest.batches)} (scripts/build_engines.py --batch)"
+                    f"{found.folder.name}: {error}; {_budget(engines, batches[-1], 0, device)}, "
+                    f"all plans have {plans / 1e6:.0f} MB; free the GPU's memory, load the "
+                    f"pipeline with max_batch below {batches[-1]}, or build engines for smaller "
+                    "batches (scripts/build_engines.py --batch)"
                 ) from error
             undo.pop_all()
             return runner
@@ -142,7 +145,7 @@ class TensorRTRunner(StepRunner):
                 f'placement={{"{spec.kind}": "ort-cpu"}}'
             )
         dims = bind(spec.inputs, {name: value.shape for name, value in feeds.items()})
-        profile = select_profile(engine.profiles, dims)
+        profile = select_profile(engine.profiles, dims, self._max_batch)
         if profile is None:
             raise EngineIncompatibleError(
                 f"engine {graph}: no profile for {dims}, there are {_listed(engine.profiles)}; "
@@ -215,9 +218,9 @@ class TensorRTRunner(StepRunner):
             if smaller
             else f"build engines for batches below {batch} (scripts/build_engines.py --batch)"
         )
+        budget = _budget(self._engines, self._max_batch, self._pool.nbytes, self._device)
         return DeviceMemoryError(
-            f"{what}: no room for its inputs and outputs: {error}; "
-            f"{_budget(self._engines, self._pool.nbytes, self._device)}; {advice}, "
+            f"{what}: no room for its inputs and outputs: {error}; {budget}; {advice}, "
             "or free the GPU's memory",
             smaller,
         )
@@ -248,10 +251,23 @@ class TensorRTRunner(StepRunner):
             self._device.close()
 
 
-def _budget(engines: Mapping[str, Engine], buffers: int, device: Device) -> str:
+def _scratch_nbytes(engines: Mapping[str, Engine], max_batch: int) -> int:
+    """Scratch memory that any profile for up to this many images needs."""
+    return max(
+        (
+            nbytes
+            for engine in engines.values()
+            for profile, nbytes in zip(engine.profiles, engine.activation_nbytes, strict=True)
+            if is_within(profile, max_batch)
+        ),
+        default=0,
+    )
+
+
+def _budget(engines: Mapping[str, Engine], max_batch: int, buffers: int, device: Device) -> str:
     """What this process's engines take of the device's memory, and what is free."""
     weights = sum(e.plan_nbytes for e in engines.values())
-    scratch = max((e.activation_nbytes for e in engines.values()), default=0)
+    scratch = _scratch_nbytes(engines, max_batch)
     free, total = device.memory()
     return (
         f"loaded are {weights / 1e6:.0f} MB of weights, {scratch / 1e6:.0f} MB of activations and "
@@ -285,7 +301,6 @@ def _load_engines(
         raise BackendError(f"{library.flavour} {library.version}: no runtime: {messages}")
     if with_plugin:
         _load_plugin(library, found, sorted(map(str, with_plugin)))
-    activations = 0
     for graph, entry in entries.items():
         with ExitStack() as undo:
             parts: list[Engine] = []
@@ -305,15 +320,13 @@ def _load_engines(
             stages = [plan.stage for plan in entry.plans if plan.stage is not None]
             engine = StagedEngine(parts, stages) if stages else parts[0]
             undo.pop_all()
-        activations = max(activations, engine.activation_nbytes)
         yield graph, engine
         logger.debug("engine %s: %s", graph, _listed(entry.profiles))
     logger.info(
-        "%s: %d engines, %.1f MiB of plans, %.1f MiB of activations, %.2f s",
+        "%s: %d engines, %.1f MiB of plans, %.2f s",
         found.folder.name,
         len(entries),
         sum(e.nbytes for e in entries.values()) / (1 << 20),
-        activations / (1 << 20),
         time.perf_counter() - start,
     )
 

@@ -28,8 +28,8 @@ class Engine(Protocol):
         """Bytes of the plan, nearly all of them weights."""
 
     @property
-    def activation_nbytes(self) -> int:
-        """Scratch memory that any profile needs."""
+    def activation_nbytes(self) -> Sequence[int]:
+        """Scratch memory of every profile."""
 
     def execute(
         self,
@@ -45,8 +45,8 @@ class Engine(Protocol):
             profile: index in `profiles`.
             shapes: of the inputs; the same at every call with this profile.
             addresses: device memory of inputs and outputs.
-            activations: device memory of `activation_nbytes`, shared with other engines; the same
-                at every call.
+            activations: device memory of the profile's `activation_nbytes`, shared with other
+                engines; the same at every call.
         """
 
     def report_layers(self, report: Callable[[str, float], None]) -> None:
@@ -90,6 +90,9 @@ class TensorRTEngine:
             )
         count = self._engine.num_io_tensors
         self._tensors = {self._engine.get_tensor_name(i) for i in range(count)}
+        self._activation_nbytes = tuple(
+            int(self._engine.get_device_memory_size_for_profile_v2(i)) for i in range(len(profiles))
+        )
         self._contexts: dict[int, Any] = {}
         self._bound: dict[int, dict[str, int]] = {}
         self._cache: Any = None
@@ -102,8 +105,8 @@ class TensorRTEngine:
         return self._profiles
 
     @property
-    def activation_nbytes(self) -> int:
-        return int(self._engine.device_memory_size_v2)
+    def activation_nbytes(self) -> Sequence[int]:
+        return self._activation_nbytes
 
     def execute(
         self,
@@ -148,7 +151,7 @@ class TensorRTEngine:
         if not context.set_optimization_profile_async(profile, stream):
             raise BackendError(f"engine {self.name}: no profile {profile}{self._log()}")
         # after the profile is chosen: before, TensorRT-RTX 1.4 crashes
-        context.set_device_memory(activations, self.activation_nbytes)
+        context.set_device_memory(activations, self.activation_nbytes[profile])
         for name, shape in shapes.items():
             if name in self._tensors and not context.set_input_shape(name, shape):
                 raise BackendError(

@@ -2,6 +2,8 @@
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \\
         python -m tests.gpu.sanitizer_target build/plugins/libhmar_plugins.so
+
+The tool racecheck takes minutes for each dtype: name one, and a head dimension, behind the library.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 
 from plugins_trt.block_sparse_attn.launcher import Launcher, params_of
 from plugins_trt.block_sparse_attn.spec import PATTERNS
-from plugins_trt.block_sparse_attn.variants import HEAD_DIMS
+from plugins_trt.block_sparse_attn.variants import DTYPES, HEAD_DIMS
 from tests.attention_cases import make_inputs
 
 # few programs, short blocks, blocks that fill a tile, long blocks: one for each tile
@@ -27,10 +29,13 @@ CALLS = (
 
 
 def main() -> None:
-    launcher = Launcher(Path(sys.argv[1]))
+    library, *chosen = sys.argv[1:]
+    launcher = Launcher(Path(library))
+    dtypes = [getattr(torch, name) for name in chosen[:1] or DTYPES]
+    head_dims = [int(d) for d in chosen[1:]] or HEAD_DIMS
     names = set()
     for dtype, head_dim, pattern, norm, (lengths, batch, heads) in itertools.product(
-        (torch.float32, torch.float16, torch.bfloat16), HEAD_DIMS, PATTERNS, (False, True), CALLS
+        dtypes, head_dims, PATTERNS, (False, True), CALLS
     ):
         inputs = make_inputs(
             lengths, dtype, pattern, norm,

@@ -79,10 +79,11 @@ def test_kinds_of_a_layout(layout: str, kinds: set[str]) -> None:
 
 def test_the_smallest_profile_that_fits_is_selected() -> None:
     profiles = [{"N": n, "l": length} for length in (4, 9) for n in (16, 2)]
-    assert select_profile(profiles, {"N": 2, "l": 4}) == 1
-    assert select_profile(profiles, {"N": 3, "l": 9}) == 2
-    assert select_profile(profiles, {"N": 17, "l": 9}) is None
-    assert select_profile(profiles, {"N": 2, "l": 1}) is None
+    assert select_profile(profiles, {"N": 2, "l": 4}, 8) == 1
+    assert select_profile(profiles, {"N": 3, "l": 9}, 8) == 2
+    assert select_profile(profiles, {"N": 3, "l": 9}, 7) is None
+    assert select_profile(profiles, {"N": 17, "l": 9}, 64) is None
+    assert select_profile(profiles, {"N": 2, "l": 1}, 8) is None
 
 
 def test_sizes_from_shapes() -> None:

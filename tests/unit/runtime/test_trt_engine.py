@@ -55,7 +55,10 @@ class FakeCache:
 
 
 class FakeEngine:
-    num_io_tensors, device_memory_size_v2 = 2, 512
+    num_io_tensors = 2
+
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return (256, 512)[profile]
 
     def __init__(self) -> None:
         self.contexts: list[FakeContext] = []

@@ -187,6 +187,15 @@ def test_export_of_files_in_the_wrong_order(files: Files, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_verify_measures_a_backend(tiny_bundle: Path, files: Files) -> None:
+    arguments = ("--bundle", tiny_bundle, "--ckpt", files.ckpt[0], "--vae", files.vae)
+    done = run("verify.py", *arguments, "--backend", "ort-cpu")
+    assert done.returncode == 0, done.stderr
+    assert "tokens by ort-cpu" in done.stdout and "encode" not in done.stdout
+    (total,) = (line for line in done.stdout.splitlines() if line.startswith("all "))
+    assert total.split() == ["all", "100.00%", "100.00%"]
+
+
 def test_verify_prints_the_table(tiny_bundle: Path, files: Files, tmp_path: Path) -> None:
     report = tmp_path / "certificate.json"
     done = run(

@@ -66,7 +66,7 @@ class Recorder:
     """An engine that keeps its calls."""
 
     def __init__(self, activation_nbytes: int) -> None:
-        self.activation_nbytes = activation_nbytes
+        self.activation_nbytes = activation_nbytes, 2 * activation_nbytes
         self.profiles = ({"B": 1}, {"B": 3})
         self.calls: list[tuple[Any, ...]] = []
         self.is_closed = False
@@ -84,10 +84,11 @@ def test_stages_run_in_order_as_one_engine() -> None:
     parts = [Recorder(100), Recorder(700), Recorder(0), Recorder(1)]
     engine = StagedEngine(parts, CHAIN)
     assert engine.profiles == parts[0].profiles
-    assert engine.activation_nbytes == 3 * ALIGNMENT + 2 * 5 * ALIGNMENT
+    # scratch of the largest stage, and what passes between stages
+    assert engine.activation_nbytes == [(3 + 2 * 2) * ALIGNMENT, (6 + 2 * 5) * ALIGNMENT]
     for _ in range(2):
         engine.execute(1, {"x": (3, 100)}, {"x": 11, "y": 22}, 10_000, 7)
-    between = 10_000 + 3 * ALIGNMENT
+    between = 10_000 + 6 * ALIGNMENT
     a, b = between, between + 5 * ALIGNMENT
     expected = [{"x": 11, "a": a}, {"a": a, "b": b}, {"b": b, "c": a}, {"c": a, "y": 22}]
     for part, names, addresses in zip(parts, "xabc", expected, strict=True):
