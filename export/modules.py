@@ -17,7 +17,8 @@ from plugins_trt.block_sparse_attn.spec import Attributes
 from plugins_trt.block_sparse_attn.torch_op import attend
 
 
-def _norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Layer norm without weights, then `(1 + scale)` and `shift`."""
     return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
 
 
@@ -99,11 +100,11 @@ class Block(nn.Module):
         fc2_bias: Tensor,
     ) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = ada.chunk(6, dim=-1)
-        qkv = _norm_modulate(x, scale1, shift1, self.eps) @ qkv_weight + qkv_bias
+        qkv = norm_modulate(x, scale1, shift1, self.eps) @ qkv_weight + qkv_bias
         attn = attend(qkv.unflatten(-1, self.heads), cu_seqlens, scale_mul, self.attributes)
         x = x + gamma1 * (attn @ proj_weight + proj_bias)
         hidden = F.gelu(
-            _norm_modulate(x, scale2, shift2, self.eps) @ fc1_weight + fc1_bias, approximate="tanh"
+            norm_modulate(x, scale2, shift2, self.eps) @ fc1_weight + fc1_bias, approximate="tanh"
         )
         return x + gamma2 * (hidden @ fc2_weight + fc2_bias)
 
@@ -120,7 +121,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, ada: Tensor, weight_f32: Tensor, bias_f32: Tensor) -> Tensor:
         scale, shift = ada.float().chunk(2, dim=-1)
-        return _norm_modulate(x.float(), scale, shift, self.eps) @ weight_f32 + bias_f32
+        return norm_modulate(x.float(), scale, shift, self.eps) @ weight_f32 + bias_f32
 
 
 def _lookup(tokens: Tensor, codebook: Tensor, up: Tensor | None) -> Tensor:

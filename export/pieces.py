@@ -227,22 +227,21 @@ def pieces_for(
 def trace_decoder(config: TokenizerConfig, side: int, dtype: torch.dtype, opset: int) -> ir.Graph:
     """Graph of `modules.Decode`; the weights are inputs, named as in the tokenizer."""
     vae = _shapes_only(config)
-    module = modules.Decode(_blank(vae.decoder, dtype), _blank(vae.post_quant_conv, dtype), dtype)
+    module = modules.Decode(blank(vae.decoder, dtype), blank(vae.post_quant_conv, dtype), dtype)
     operand = torch.empty(N, config.latent_channels, side, side)
-    return _trace_network(module, operand, "image", opset)
+    return trace_network(module, operand, "image", opset)
 
 
 @lru_cache(maxsize=4)
 def trace_encoder(config: TokenizerConfig, side: int, opset: int) -> ir.Graph:
     """Graph of `modules.Latent`; the weights are inputs, named as in the tokenizer."""
     vae, side_px = _shapes_only(config), side * config.downsampling
-    module = modules.Latent(
-        _blank(vae.encoder, torch.float32), _blank(vae.quant_conv, torch.float32)
-    )
-    return _trace_network(module, torch.empty(N, 3, side_px, side_px), "latent", opset)
+    module = modules.Latent(blank(vae.encoder, torch.float32), blank(vae.quant_conv, torch.float32))
+    return trace_network(module, torch.empty(N, 3, side_px, side_px), "latent", opset)
 
 
-def _trace_network(module: nn.Module, operand: Tensor, output: str, opset: int) -> ir.Graph:
+def trace_network(module: nn.Module, operand: Tensor, output: str, opset: int) -> ir.Graph:
+    """Graph of a module of one `operand`; its weights are inputs, named as its parameters."""
     inputs: Examples = {"operand": operand, "weights": dict(module.named_parameters())}
     return run_passes(
         trace(_WithWeights(module), inputs, [output], {"operand": (0,)}, opset), opset
@@ -263,7 +262,7 @@ def run_passes(graph: ir.Graph, opset: int) -> ir.Graph:
     return model.graph
 
 
-def _blank(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def blank(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The same module with uninitialised parameters of a dtype."""
     memo = {
         id(p): nn.Parameter(torch.empty(p.shape, dtype=dtype), requires_grad=False)

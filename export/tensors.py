@@ -31,14 +31,14 @@ def lay_out(weights: WeightsFile, model: HMAR, tokenizer: VQVAE, dtype: torch.dt
         "class_emb", dtype, tuple(model.class_emb.weight.shape), lambda: model.class_emb.weight
     )
     weights.add("pos", dtype, (model.config.seq_len, C), lambda: positions(model))
-    _add_linear(weights, "word_embed", dtype, model.word_embed, bias=False)
+    add_linear(weights, "word_embed", dtype, model.word_embed, bias=False)
     if model.config.shared_aln:
-        _add_linear(weights, "shared_ada", dtype, model.shared_ada_lin[1])
+        add_linear(weights, "shared_ada", dtype, model.shared_ada_lin[1])
     for name, block in named_blocks(model):
         _add_block(weights, name, dtype, block)
     for branch in ("ns", "mask") if model.config.has_mask_branch else ("ns",):
-        _add_linear(weights, f"{branch}_head", torch.float32, getattr(model, f"{branch}_head"))
-        _add_linear(
+        add_linear(weights, f"{branch}_head", torch.float32, getattr(model, f"{branch}_head"))
+        add_linear(
             weights, f"{branch}_head.ada", dtype, getattr(model, f"{branch}_head_nm").ada_lin[1]
         )
     if model.config.has_mask_branch:
@@ -102,9 +102,10 @@ def bicubic_matrix(side: int, source: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def _add_linear(
+def add_linear(
     weights: WeightsFile, name: str, dtype: torch.dtype, linear: torch.nn.Module, bias: bool = True
 ) -> None:
+    """Reserves places for a linear layer, its weight as (in, out)."""
     assert isinstance(linear, torch.nn.Linear)
     weights.add(
         f"{name}.weight", dtype, (linear.in_features, linear.out_features), lambda: linear.weight.T
@@ -115,16 +116,16 @@ def _add_linear(
 
 def _add_block(weights: WeightsFile, name: str, dtype: torch.dtype, block: Block) -> None:
     C = block.attn.mat_qkv.in_features
-    _add_linear(weights, f"{name}.qkv", dtype, block.attn.mat_qkv, bias=False)
+    add_linear(weights, f"{name}.qkv", dtype, block.attn.mat_qkv, bias=False)
     weights.add(f"{name}.qkv.bias", dtype, (3 * C,), block.attn.qkv_bias)
     if block.attn.l2_norm:
         weights.add(
             f"{name}.scale_mul", torch.float32, (block.attn.num_heads,), block.attn.scale_mul
         )
     for ours, theirs in BLOCK_LINEARS.items():
-        _add_linear(weights, f"{name}.{ours}", dtype, block.get_submodule(theirs))
+        add_linear(weights, f"{name}.{ours}", dtype, block.get_submodule(theirs))
     if hasattr(block, "ada_lin"):
-        _add_linear(weights, f"{name}.ada", dtype, block.ada_lin[1])
+        add_linear(weights, f"{name}.ada", dtype, block.ada_lin[1])
     else:
         weights.add(f"{name}.ada.own", dtype, (1, 1, 6 * C), lambda: block.ada_gss.flatten(2))
 

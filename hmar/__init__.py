@@ -1,1 +1,1 @@
-"""PyTorch definitions of HMAR and its tokenizer: the oracle that all else is checked against."""
+"""PyTorch definitions of HMAR, Hi-MAR and their autoencoders: the oracle for everything else."""

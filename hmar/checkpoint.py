@@ -1,23 +1,19 @@
-"""Published checkpoints to models: understood from keys and shapes, checked strictly."""
+"""Published HMAR checkpoints to models: understood from keys and shapes, checked strictly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from hmar.checkpoint_file import Kind, StateDict, count_modules, read_checkpoint
 from hmar.config import PATCH_NUMS_256, PATCH_NUMS_512, HMARConfig, TokenizerConfig
 from hmar.errors import CheckpointKeyError, CheckpointValueError
 from hmar.hmar import HMAR
 from hmar.stages import merge_stages
+from hmar.strict_loading import build, require
 from hmar.vae import VQVAE
-
-# No trained weight comes near float16's range; a flipped exponent bit does.
-MAX_ABS = 65504.0
-LISTED = 6  # names shown per group of an error
 
 
 def load_hmar(
@@ -65,7 +61,9 @@ def load_hmar(
             f"{name}: a masked stage alone cannot generate; add the next-scale stage file"
         )
     config = infer_hmar_config(state, name, num_heads)
-    return _build(lambda: HMAR(config), state, name, derived_shapes=_derived_hmar(config))
+    model = build(lambda: HMAR(config), state, name, derived_shapes=_derived_hmar(config))
+    _check_key_bias(state, name)
+    return model
 
 
 def load_tokenizer(path: Path, patch_nums: Sequence[int]) -> VQVAE:
@@ -81,7 +79,7 @@ def load_tokenizer(path: Path, patch_nums: Sequence[int]) -> VQVAE:
     _, state = read_checkpoint(path, ("tokenizer",))
     config = infer_tokenizer_config(state, str(path))
     derived = {"quantize.ema_vocab_hit_SV": (len(patch_nums), config.vocab_size)}
-    return _build(lambda: VQVAE(config, patch_nums), state, str(path), derived_shapes=derived)
+    return build(lambda: VQVAE(config, patch_nums), state, str(path), derived_shapes=derived)
 
 
 def check_pair(model: HMAR, tokenizer: VQVAE) -> None:
@@ -100,18 +98,9 @@ def check_pair(model: HMAR, tokenizer: VQVAE) -> None:
 # --- sizes from keys and shapes -----------------------------------------------------------------
 
 
-def _require(state: StateDict, names: Sequence[str], source: str) -> None:
-    missing = tuple(n for n in names if n not in state)
-    if missing:
-        raise CheckpointKeyError(
-            f"{source}: missing keys that tell the model's size: {', '.join(missing)}",
-            missing=missing,
-        )
-
-
 def infer_hmar_config(state: StateDict, source: str, num_heads: int | None = None) -> HMARConfig:
     """Sizes of a merged HMAR from its keys and shapes."""
-    _require(
+    require(
         state,
         ("class_emb.weight", "pos_1LC", "lvl_embed.weight", "word_embed.weight", "ns_head.weight"),
         source,
@@ -165,7 +154,7 @@ def infer_tokenizer_config(state: StateDict, source: str) -> TokenizerConfig:
     """Sizes of the tokenizer from its keys and shapes."""
     levels = count_modules(state, "encoder.down")
     firsts = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
-    _require(state, ("encoder.conv_in.weight", "quantize.embedding.weight", *firsts), source)
+    require(state, ("encoder.conv_in.weight", "quantize.embedding.weight", *firsts), source)
     base = state["encoder.conv_in.weight"].shape[0]
     vocab, latent = state["quantize.embedding.weight"].shape
     return TokenizerConfig(
@@ -190,75 +179,7 @@ def _derived_hmar(config: HMARConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-# --- strict loading -----------------------------------------------------------------------------
-
-
-def _build(
-    make: Callable[[], nn.Module],
-    state: StateDict,
-    source: str,
-    derived_shapes: Mapping[str, tuple[int, ...]],
-) -> nn.Module:
-    """A model with the given weights, after comparing every name, shape and value."""
-    with torch.device("meta"):
-        model = make()
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    _check_keys(state, expected, derived_shapes, source)
-    weights = {name: state[name].float() for name in expected}
-    _check_values(weights, state, source)
-    model.load_state_dict(weights, assign=True)
-    return model.eval().requires_grad_(False)
-
-
-def _check_keys(
-    state: StateDict,
-    expected: Mapping[str, tuple[int, ...]],
-    derived: Mapping[str, tuple[int, ...]],
-    source: str,
-) -> None:
-    missing = tuple(n for n in expected if n not in state)
-    unexpected = tuple(n for n in state if n not in expected and n not in derived)
-    misshapen = {
-        n: (tuple(state[n].shape), shape)
-        for n, shape in {**expected, **derived}.items()
-        if n in state and tuple(state[n].shape) != shape
-    }
-    if not (missing or unexpected or misshapen):
-        return
-    groups = (
-        ("missing", [f"{n} {list(expected[n])}" for n in missing]),
-        ("unexpected", [f"{n} {list(state[n].shape)}" for n in unexpected]),
-        (
-            "misshapen",
-            [
-                f"{n}: found {list(got)}, expected {list(want)}"
-                for n, (got, want) in misshapen.items()
-            ],
-        ),
-    )
-    lines = [f"{source}: the keys do not fit the published layout"]
-    for title, items in groups:
-        if items:
-            more = [f"… and {len(items) - LISTED} more"] if len(items) > LISTED else []
-            lines.append(f"  {title} ({len(items)}):")
-            lines += [f"    {item}" for item in items[:LISTED] + more]
-    raise CheckpointKeyError(
-        "\n".join(lines), missing=missing, unexpected=unexpected, misshapen=misshapen
-    )
-
-
-def _check_values(weights: StateDict, state: StateDict, source: str) -> None:
-    bad = []
-    for name, tensor in weights.items():
-        low, high = (v.item() for v in torch.aminmax(tensor))
-        if not (-MAX_ABS <= low and high <= MAX_ABS):  # also False for NaN
-            bad.append(f"{name} (range {low:g} … {high:g})")
-    if bad:
-        more = f" and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
-        raise CheckpointValueError(
-            f"{source}: weights that are not finite or beyond ±{MAX_ABS:g}: "
-            f"{', '.join(bad[:LISTED])}{more}; the file is damaged or training diverged"
-        )
+def _check_key_bias(state: StateDict, source: str) -> None:
     for name, tensor in state.items():
         if name.endswith("zero_k_bias") and tensor.any():
             raise CheckpointValueError(

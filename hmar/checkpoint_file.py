@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import logging
 import pickle
@@ -21,22 +22,32 @@ from hmar.errors import CheckpointReadError
 logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
-Kind = Literal["HMAR", "next-scale stage", "masked stage", "tokenizer"]
+Kind = Literal["HMAR", "next-scale stage", "masked stage", "tokenizer", "Hi-MAR", "KL autoencoder"]
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
+EMA_ENTRY = "model_ema"  # running averages of the weights; where there are some, they are meant
+LISTED = 3  # state dicts of a file named in an error
+BELONGS = {
+    "HMAR": "an HMAR transformer goes with a tokenizer (VQVAE)",
+    "tokenizer": "a tokenizer (VQVAE) goes with an HMAR transformer",
+    "Hi-MAR": "a Hi-MAR transformer goes with a KL autoencoder",
+    "KL autoencoder": "a KL autoencoder goes with a Hi-MAR transformer",
+}
 
 
 def read_checkpoint(path: Path, wanted: Sequence[Kind]) -> tuple[Kind, StateDict]:
     """Kind and tensors of the state dict of a wanted kind in a `.pth` or `.safetensors` file.
 
-    Nothing in the file is executed, and `.pth` archives are checked against their checksums.
+    Of several the one in `model_ema` is taken, else the outermost, first one. Nothing in the file
+    is executed, and `.pth` archives are checked against their checksums.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointReadError(f"{path}: no such file")
     _check_sidecar(path)
-    found = []
-    for label, state in _state_dicts(_read(path)):
+    found, hint = [], ""
+    entries = sorted(_state_dicts(_read(path)), key=lambda e: e[0].split(".")[-1] != EMA_ENTRY)
+    for label, state in entries:
         state = _strip_prefixes(state)
         kind = _kind(state)
         if kind in wanted:
@@ -51,10 +62,13 @@ def read_checkpoint(path: Path, wanted: Sequence[Kind]) -> tuple[Kind, StateDict
         found.append(
             f"{kind or 'an unknown layout'} ({len(state)} tensors, e.g. {next(iter(state))!r})"
         )
+        if kind in BELONGS:
+            hint = f"; {BELONGS[kind]}"
     expected = " or ".join(wanted)
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
     raise CheckpointReadError(
         f"{path}: expected a checkpoint of kind {expected}, "
-        f"found {', '.join(found) or 'no tensors'}"
+        f"found {', '.join(found[:LISTED]) or 'no tensors'}{more}{hint}"
     )
 
 
@@ -70,7 +84,9 @@ def _read(path: Path) -> object:
     if is_zip:
         _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        # Hi-MAR's files hold the arguments of their training: a bag of attributes, without code
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise CheckpointReadError(
             f"{path}: refused, since loading it would run code or it is not a checkpoint "
@@ -133,6 +149,10 @@ def _strip_prefixes(state: StateDict) -> StateDict:
 def _kind(state: StateDict) -> Kind | None:
     if "quantize.embedding.weight" in state and any(n.startswith("decoder.") for n in state):
         return "tokenizer"
+    if "post_quant_conv.weight" in state and any(n.startswith("decoder.") for n in state):
+        return "KL autoencoder"
+    if any(n.startswith("cond_diffloss.") for n in state):
+        return "Hi-MAR"
     if any(n.startswith(("base_blocks.", "ns_blocks.")) for n in state):
         return "HMAR"
     if any(n.startswith("blocks.") for n in state) and "class_emb.weight" in state:

@@ -1,4 +1,4 @@
-"""Sizes of HMAR and its tokenizer, and one preset per published model."""
+"""Sizes of HMAR, Hi-MAR and their autoencoders, and one preset per published model."""
 
 from __future__ import annotations
 
@@ -129,7 +129,141 @@ def _preset(depth: int, patch_nums: tuple[int, ...], shared_aln: bool = False) -
     )
 
 
-PRESETS: dict[str, HMARConfig] = {
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KLVAEConfig:
+    """Autoencoder of Hi-MAR: convolutional encoder and decoder around a Gaussian latent.
+
+    Attributes:
+        latent_channels: channels of the latent map, C.
+        base_channels: channels at full resolution; level i has `base_channels * channel_mult[i]`.
+        channel_mult: one factor per resolution level, finest first.
+        num_res_blocks: residual blocks per encoder level (a decoder level has one more).
+        latent_scale: tokens are latents times this.
+    """
+
+    latent_channels: int = 16
+    base_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    latent_scale: float = 0.2325
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent cell, along one side."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HiMARConfig:
+    """Sizes of Hi-MAR: masked encoder and decoder for both phases, and one denoiser per phase.
+
+    Attributes:
+        embed_dim: width D of encoder and decoder.
+        encoder_depth, decoder_depth: blocks.
+        encoder_heads, decoder_heads: attention heads; `embed_dim` must be divisible by both.
+        pivot_side: side of the low-resolution grid of the first phase.
+        dense_side: side of the grid of the second phase.
+        token_channels: channels C of a token, as in the autoencoder.
+        buffer_size: copies of the condition in front of the tokens.
+        num_classes: rows of the class embedding; 0 = the caller gives a vector per image instead.
+        mlp_depth, mlp_width: blocks and width of the pivots' denoiser.
+        dit_depth, dit_width, dit_heads, dit_mlp_ratio: those of the dense tokens' denoiser.
+        norm_eps: epsilon of the layer norms.
+    """
+
+    embed_dim: int
+    encoder_depth: int
+    decoder_depth: int
+    encoder_heads: int
+    decoder_heads: int
+    mlp_depth: int
+    mlp_width: int
+    dit_depth: int
+    dit_width: int
+    dit_heads: int
+    pivot_side: int = 8
+    dense_side: int = 16
+    token_channels: int = 16
+    buffer_size: int = 64
+    num_classes: int = 1000
+    mlp_ratio: float = 4.0
+    dit_mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for width, heads in (
+            ("embed_dim", "encoder_heads"),
+            ("embed_dim", "decoder_heads"),
+            ("dit_width", "dit_heads"),
+        ):
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(
+                    f"{width} {getattr(self, width)} is not a multiple of {heads} "
+                    f"{getattr(self, heads)}"
+                )
+        # 4 * pivot_side steps, of which each predicts at least one pivot
+        if self.pivot_side < 4:
+            raise ValueError(f"pivot_side must be at least 4, got {self.pivot_side}")
+
+    @property
+    def num_pivots(self) -> int:
+        return self.pivot_side**2
+
+    @property
+    def num_dense(self) -> int:
+        return self.dense_side**2
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions of both grids, S: the pivots first."""
+        return self.num_pivots + self.num_dense
+
+    @property
+    def pivot_steps(self) -> int:
+        """Steps of the first phase."""
+        return 4 * self.pivot_side
+
+
+HIMAR_PRESETS: dict[str, HiMARConfig] = {
+    "himar-base-256": HiMARConfig(
+        embed_dim=768,
+        encoder_depth=12,
+        decoder_depth=12,
+        encoder_heads=12,
+        decoder_heads=12,
+        mlp_depth=6,
+        mlp_width=1024,
+        dit_depth=6,
+        dit_width=512,
+        dit_heads=8,
+    ),
+    "himar-large-256": HiMARConfig(
+        embed_dim=1024,
+        encoder_depth=16,
+        decoder_depth=16,
+        encoder_heads=16,
+        decoder_heads=16,
+        mlp_depth=8,
+        mlp_width=1280,
+        dit_depth=8,
+        dit_width=512,
+        dit_heads=8,
+    ),
+    "himar-huge-256": HiMARConfig(
+        embed_dim=1280,
+        encoder_depth=20,
+        decoder_depth=20,
+        encoder_heads=16,
+        decoder_heads=16,
+        mlp_depth=12,
+        mlp_width=1536,
+        dit_depth=12,
+        dit_width=768,
+        dit_heads=12,
+    ),
+}
+
+PRESETS: dict[str, HMARConfig | HiMARConfig] = HIMAR_PRESETS | {
     f"hmar-d{depth}{'-s' if shared else ''}-{16 * patch_nums[-1]}": _preset(
         depth, patch_nums, shared
     )
@@ -156,7 +290,7 @@ PUBLISHED_SAMPLING = {
 """By depth; other depths use the argument defaults."""
 
 
-def preset_name(config: HMARConfig) -> str | None:
+def preset_name(config: HMARConfig | HiMARConfig) -> str | None:
     """Name of the preset with exactly these sizes."""
     return next((name for name, preset in PRESETS.items() if preset == config), None)
 

@@ -5,13 +5,13 @@ Parameter names are those of the published tokenizer. Images are (B, 3, H, W) in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmar.config import TokenizerConfig
+from hmar.config import KLVAEConfig, TokenizerConfig
 from hmar.quant import Quantizer, flatten_map
 
 
@@ -62,11 +62,15 @@ class AttnBlock(nn.Module):
         return x_BChw + o_BlC.transpose(1, 2).reshape(x_BChw.shape)
 
 
+Attention = Callable[[int], nn.Module]
+"""Channels -> attention block: `AttnBlock`, or one with another layout of its parameters."""
+
+
 class Mid(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, attention: Attention) -> None:
         super().__init__()
         self.block_1 = ResBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
+        self.attn_1 = attention(channels)
         self.block_2 = ResBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,10 +100,10 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, with attention after each at the lowest resolution."""
+    """Residual blocks at one resolution, with attention after each if one is given."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, num_blocks: int, has_attn: bool
+        self, in_channels: int, out_channels: int, num_blocks: int, attention: Attention | None
     ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
@@ -107,7 +111,7 @@ class Level(nn.Module):
             for i in range(num_blocks)
         )
         self.attn = nn.ModuleList(
-            AttnBlock(out_channels) for _ in range(num_blocks if has_attn else 0)
+            attention(out_channels) for _ in range(num_blocks if attention else 0)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,20 +123,24 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: TokenizerConfig) -> None:
+    """Image to latent map; attends at the lowest resolution."""
+
+    def __init__(
+        self, config: TokenizerConfig | KLVAEConfig, out_channels: int, attention: Attention
+    ) -> None:
         super().__init__()
         widths = [config.base_channels * m for m in config.channel_mult]
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
         self.down = nn.ModuleList()
         for i, (cin, cout) in enumerate(zip([config.base_channels, *widths], widths, strict=False)):
-            level = Level(cin, cout, config.num_res_blocks, has_attn=i == last)
+            level = Level(cin, cout, config.num_res_blocks, attention if i == last else None)
             if i != last:
                 level.downsample = Downsample(cout)
             self.down.append(level)
-        self.mid = Mid(widths[-1])
+        self.mid = Mid(widths[-1], attention)
         self.norm_out = group_norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
         h = self.conv_in(image)
@@ -144,15 +152,23 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: TokenizerConfig) -> None:
+    """Latent map to image; attends in the middle and, if told, at the lowest resolution."""
+
+    def __init__(
+        self,
+        config: TokenizerConfig | KLVAEConfig,
+        attention: Attention,
+        level_attention: Attention | None,
+    ) -> None:
         super().__init__()
         widths = [config.base_channels * m for m in config.channel_mult]
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.mid = Mid(widths[-1])
+        self.mid = Mid(widths[-1], attention)
         self.up = nn.ModuleList()
         for i, (cin, cout) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
-            level = Level(cin, cout, config.num_res_blocks + 1, has_attn=i == last)
+            level_attn = level_attention if i == last else None
+            level = Level(cin, cout, config.num_res_blocks + 1, level_attn)
             if i != 0:
                 level.upsample = Upsample(cout)
             self.up.append(level)
@@ -175,8 +191,8 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         C = config.latent_channels
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = Encoder(config, C, AttnBlock)
+        self.decoder = Decoder(config, AttnBlock, AttnBlock)
         self.quantize = Quantizer(config, patch_nums)
         self.quant_conv = nn.Conv2d(C, C, 3, padding=1)
         self.post_quant_conv = nn.Conv2d(C, C, 3, padding=1)

@@ -28,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder with the full-size golden traces, for the slow tests",
     )
     parser.addoption(
+        "--himar-golden-dir",
+        type=Path,
+        help="folder with all golden traces of Hi-MAR, for its slow tests",
+    )
+    parser.addoption(
         "--slow", action="store_true", help="also run the slow tests (full-size models)"
     )
 
@@ -46,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(
-                pytest.mark.skip(reason="full-size model: run with --slow --golden-dir DIR")
+                pytest.mark.skip(reason="full-size model: run with --slow and a folder of traces")
             )
 
 

@@ -22,7 +22,7 @@ from hmar.checkpoint import (
     load_hmar,
     load_tokenizer,
 )
-from hmar.config import PRESETS, preset_name
+from hmar.config import HIMAR_PRESETS, PRESETS, preset_name
 from hmar.errors import CheckpointKeyError, CheckpointReadError, CheckpointValueError
 from hmar.hmar import HMAR
 from hmar.vae import VQVAE
@@ -76,7 +76,8 @@ def test_published_layouts_are_the_presets(size: str) -> None:
 
 def test_presets_cover_both_resolutions() -> None:
     sizes = ("d16", "d20", "d24", "d30", "d36-s")
-    assert set(PRESETS) == {f"hmar-{size}-{px}" for size in sizes for px in (256, 512)}
+    hmar = {f"hmar-{size}-{px}" for size in sizes for px in (256, 512)}
+    assert set(PRESETS) == hmar | set(HIMAR_PRESETS)
 
 
 @pytest.mark.parametrize("name", ["vqvae-vae_ch160v4096z32", "vqvae-vae_ch160v4096z32-512"])

@@ -1,0 +1,1 @@
+"""Hi-MAR's graphs: traced pieces, put together per step of each phase."""

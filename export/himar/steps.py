@@ -1,0 +1,148 @@
+"""Catalogue of Hi-MAR's graphs: per kind and step, the names, dtypes and shapes of inputs, outputs.
+
+The number of known tokens follows from the plan of a phase, so every step has static shapes but for
+the batch. Symbolic dimensions: `B` images; `N` rows of the batch (B, or 2B with the conditional
+half first); `n` pivots predicted in a step. Positions count from 0 in each grid; those in `source`
+run over both grids, pivots first. Where a model is conditioned by vectors, these are the `cond` of
+a step as they come, and the graph `cond` holds the one row without condition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from export.steps import DTYPE_NAMES
+from hmar.config import HiMARConfig, KLVAEConfig
+from hmar.himar_schedule import Step, plan
+from runtime.bundle import TensorSpec
+
+Kind = Literal["cond", "pivot", "dense", "denoise_pivot", "denoise_dense", "decode"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSpec:
+    """One graph to build.
+
+    Attributes:
+        step_idx: step of its phase.
+        known: tokens of the phase's grid that are known before the step.
+    """
+
+    kind: Kind
+    step_idx: int | None = None
+    known: int = 0
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.step_idx is None else f"{self.kind}_{self.step_idx:02d}"
+
+
+class Catalogue:
+    """The graphs of one model, in the order in which a generation uses them."""
+
+    def __init__(self, model: HiMARConfig, vae: KLVAEConfig, precision: str, num_iter: int) -> None:
+        self.model, self.num_iter = model, num_iter
+        self.act = DTYPE_NAMES[precision]
+        self.side_px = model.dense_side * vae.downsampling
+
+    def steps(self) -> list[StepSpec]:
+        """All graphs of the bundle."""
+        P, N = self.model.num_pivots, self.model.num_dense
+        # guidance strengths are inputs: a plan's counts do not depend on them
+        pivot_plan = plan(P, self.model.pivot_steps, 1.0, "constant")
+        dense_plan = plan(N, self.num_iter, 1.0, "constant")
+        return [
+            self._cond(),
+            *(self._pivot(s, step) for s, step in enumerate(pivot_plan)),
+            self._denoise("denoise_pivot", "n", self.model.mlp_width),
+            *(self._dense(k, step) for k, step in enumerate(dense_plan)),
+            self._denoise("denoise_dense", N, self.model.dit_width),
+            self._decode(),
+        ]
+
+    def _tokens(self, name: str, rows: str, length: int | str) -> TensorSpec:
+        return TensorSpec(name, "float32", (rows, length, self.model.token_channels))
+
+    def _hidden(self, name: str, length: int) -> TensorSpec:
+        return TensorSpec(name, self.act, ("N", length, self.model.embed_dim))
+
+    @property
+    def _cond_rows(self) -> TensorSpec:
+        return TensorSpec("cond", self.act, ("N", self.model.embed_dim))
+
+    @property
+    def _source(self) -> TensorSpec:
+        """Per position its row among the known tokens, ascending; -1 = unknown."""
+        return TensorSpec("source", "int32", ("N", self.model.num_tokens))
+
+    def _cond(self) -> StepSpec:
+        label = TensorSpec("label", "int32", ("N",))  # num_classes = no class
+        return StepSpec(kind="cond", inputs=(label,), outputs=(self._cond_rows,))
+
+    def _pivot(self, step_idx: int, step: Step) -> StepSpec:
+        P = self.model.num_pivots
+        known, predicted = P - step.unknown, step.unknown - step.remaining
+        given = (
+            self._tokens("pivots", "N", P),
+            TensorSpec("known", "int32", ("N", known)),
+        )
+        return StepSpec(
+            kind="pivot",
+            step_idx=step_idx,
+            known=known,
+            inputs=(
+                self._cond_rows,
+                *(given if known else ()),
+                self._source,
+                TensorSpec("predicted", "int32", ("N", predicted)),
+            ),
+            outputs=(
+                self._hidden("z", predicted),
+                TensorSpec("head_cond", self.act, ("N", predicted, self.model.mlp_width)),
+            ),
+        )
+
+    def _dense(self, step_idx: int, step: Step) -> StepSpec:
+        N = self.model.num_dense
+        known = N - step.unknown
+        given = (
+            self._tokens("dense", "N", N),
+            TensorSpec("known", "int32", ("N", known)),
+        )
+        return StepSpec(
+            kind="dense",
+            step_idx=step_idx,
+            known=known,
+            inputs=(
+                self._cond_rows,
+                self._hidden("small_z", self.model.num_pivots),
+                *(given if known else ()),
+                self._source,
+            ),
+            outputs=(TensorSpec("head_cond", self.act, ("N", N, self.model.dit_width)),),
+        )
+
+    def _denoise(self, kind: Kind, length: int | str, width: int) -> StepSpec:
+        noise = self._tokens("noise", "B", length)
+        variance = self._tokens("variance", "B", length)
+        return StepSpec(
+            kind=kind,
+            inputs=(
+                self._tokens("x", "B", length),
+                TensorSpec("timestep", "int32", (1,)),
+                TensorSpec("head_cond", self.act, ("2B", length, width)),
+                TensorSpec("scale", "float32", (1,)),
+            ),
+            outputs=(noise, variance) if kind == "denoise_pivot" else (noise,),
+        )
+
+    def _decode(self) -> StepSpec:
+        image = TensorSpec("image", "float32", ("B", 3, self.side_px, self.side_px))
+        return StepSpec(
+            kind="decode",
+            inputs=(self._tokens("tokens", "B", self.model.num_dense),),
+            outputs=(image,),
+        )
