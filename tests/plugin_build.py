@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # kept between sessions: compiling the kernels is the long part
 BUILD_DIR = ROOT / "build" / "plugins"
-LOG_FILE = "build.log"
+LOG_FILE, LOCK_FILE = "build.log", "build.lock"
 ORT_HEADERS = ROOT / "build" / "headers" / "onnxruntime"  # from scripts/fetch_headers.py
 
 
@@ -119,9 +119,10 @@ def _start(source: Path, folder: Path, *options: str) -> subprocess.Popen[bytes]
     configure = shlex.join(["cmake", "-S", str(source), "-B", str(folder), *options])
     build = shlex.join(["cmake", "--build", str(folder), "--parallel"])
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG_FILE).open("wb") as log:
+    # the workers of one test run take turns; the second finds everything built
+    with (folder / LOG_FILE).open("ab") as log:
         return subprocess.Popen(
-            ["sh", "-c", f"{configure} && {build}"],
+            ["flock", folder / LOCK_FILE, "sh", "-c", f"{configure} && {build}"],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
