@@ -37,6 +37,7 @@ class Unit:
         num_warps: warps of one program.
         num_stages: steps of a loop whose loads are in flight, None for the compiler's default.
         max_registers: of a thread, None for the compiler's choice.
+        fuses_products: a product and a sum may become one operation, which rounds once.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Unit:
     num_warps: int
     num_stages: int | None = None
     max_registers: int | None = None
+    fuses_products: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,7 @@ def compile_kernel(unit: Unit, arch: int) -> Kernel:
             "num_warps": unit.num_warps,
             "num_stages": unit.num_stages,
             "maxnreg": unit.max_registers,
-            "enable_fp_fusion": True,  # the default changes with Triton 3.10
+            "enable_fp_fusion": unit.fuses_products,
         }
     )
     context = ir.context()

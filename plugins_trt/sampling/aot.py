@@ -47,6 +47,7 @@ def _unit(name: str, block: int, num_warps: int, **constants: int) -> Unit:
         parameters=run_time_parameters(MODULE, function, PARAMETERS),
         constants=tuple(constants.items()),
         num_warps=num_warps,
+        fuses_products=False,  # as NumPy rounds
     )
 
 

@@ -218,9 +218,9 @@ def to_uint8_kernel(image, pixels, num_pixels, BLOCK: tl.constexpr):
     is_pixel = offs < num_pixels
     for channel in tl.static_range(3):
         value = tl.load(image + first + channel * num_pixels + offs, mask=is_pixel, other=0.0)
-        # the product in float64 and back, or it would be fused with the sum and not be rounded;
-        # adding 1.5 * 2^23 rounds to the nearest integer, ties to the even one
-        scaled = (value.to(tl.float64) * 255.0).to(tl.float32)
+        scaled = value * 255.0
+        # adding 1.5 * 2^23 rounds to the nearest integer, ties to the even one; the product must
+        # not be fused with the sum (`Unit.fuses_products`)
         rounded = (scaled + 12582912.0) - 12582912.0
         rounded = tl.minimum(tl.maximum(rounded, 0.0), 255.0)
         tl.store(pixels + first + offs * 3 + channel, rounded.to(tl.uint8), mask=is_pixel)
