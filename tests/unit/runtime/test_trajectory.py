@@ -167,6 +167,7 @@ def test_cancelled_between_steps(runner: FakeRunner, asked: int, ran: list[str])
 
 
 def test_interrupted_in_a_graph(runner: FakeRunner) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers ignore it
     pipeline = Pipeline(runner, max_batch=2)
     whole = pipeline.generate([1])
 
@@ -177,6 +178,7 @@ def test_interrupted_in_a_graph(runner: FakeRunner) -> None:
     runner.functions = {**FUNCTIONS, "quant": interrupted}
     with pytest.raises(KeyboardInterrupt):
         pipeline.generate([1])
+    signal.signal(signal.SIGINT, before)
     runner.functions = FUNCTIONS
     np.testing.assert_array_equal(pipeline.generate([1]), whole)
 

@@ -84,6 +84,10 @@ class _Runtime:
         return FakeEngine()
 
 
+def no_library(kind: str) -> Library:
+    raise PluginNotFoundError("libhmar_plugins.so: not found")
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
@@ -91,6 +95,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(trt, "import_tensorrt", machine.import_tensorrt)
     monkeypatch.setattr(trt, "CudaDevice", machine.make_device)
     monkeypatch.setattr(trt, "make_logger", lambda library, messages: messages)
+    monkeypatch.setattr(trt, "open_library", no_library)
 
     class Recorded(trt.TensorRTEngine):
         def close(self) -> None:
@@ -248,13 +253,6 @@ def test_the_plugin_is_asked_for_and_the_engines_lack_it(bundle: Bundle, machine
     assert_all_is_freed(machine, 0)
 
 
-def library_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(kind: str) -> Library:
-        raise PluginNotFoundError("libhmar_plugins.so: not found")
-
-    monkeypatch.setattr(trt, "open_library", missing)
-
-
 class FakeDecoder:
     profiles, plan_nbytes, activation_nbytes = ({"B": 1}, {"B": 8}), 1_000_000, (5, 5_000_000)
     is_closed = False
@@ -297,7 +295,6 @@ def test_the_decoder_is_kernels_where_there_are_some(
 def test_the_decoder_is_no_kernels(
     bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch, config: BackendConfig
 ) -> None:
-    library_without_kernels(monkeypatch)
     TensorRTRunner.load(bundle, config).close()
     assert ("decode" in machine.closed) == (not config.placement)
 
@@ -305,7 +302,6 @@ def test_the_decoder_is_no_kernels(
 def test_the_decoders_kernels_are_missing(
     bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library_without_kernels(monkeypatch)
     message = r'decoder="kernels" is asked for: libhmar_plugins\.so: not found; .*"engine"'
     with pytest.raises(BackendUnavailableError, match=message):
         TensorRTRunner.load(bundle, BackendConfig(name="trt", decoder="kernels"))

@@ -55,7 +55,7 @@ def test_an_old_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cuda", "cuda.bindings"):
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BackendUnavailableError, match=r"cuda\.bindings .*pip install cuda-python"):
         CudaDevice()

@@ -74,7 +74,9 @@ def test_measures_the_tiny_bundle(tiny_bundle: Path) -> None:
     assert 0 < one["floor_share"] < 1 and one["device_mb"] is None
     assert "pip install onnxruntime-gpu" in missing["error"]
     spans = [span for span in bench.spans["ort-cpu, batch 1"] if span.track == "step"]
-    assert [span.name for span in spans] == [step.graph for step in bench.steps], (
+    # conditioning runs once for guided passes and once for the others
+    passes = [step.graph for step in bench.steps if step.graph != "cond"]
+    assert [span.name for span in spans if span.name != "cond"] == passes, (
         "the work is counted for these"
     )
     assert sum(bench.image_flops().values()) > 1e9

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from runtime.bundle import GraphSpec, TensorSpec
-from runtime.engine_manifest import ENGINES_FILE, EngineEntry, EngineFolder, EngineManifest
+from runtime.engine_manifest import (
+    ENGINES_FILE,
+    FORMAT_VERSION,
+    EngineEntry,
+    EngineFolder,
+    EngineManifest,
+    PlanEntry,
+)
 from scripts.layer_times import LayerTimes, table
 from scripts.profile_step import choose_sizes, listing, profiles_of, random_feeds
 from tests.unit.runtime.manifests import manifest
@@ -24,14 +31,15 @@ PROFILES = ({"N": 2, "l": 1}, {"N": 2, "l": 4}, {"N": 16, "l": 4})
 def folder(tmp_path: Path) -> EngineFolder:
     """Engines of a bundle, as far as `engines.json` goes."""
     (tmp_path / "manifest.json").write_text(manifest().to_json())
+    plan = PlanEntry(file="trunk.plan", sha256="0", nbytes=1, stage=None, activation_nbytes=None)
     entry = EngineEntry(
-        file="trunk.plan", sha256="0", nbytes=1, graph_sha256="0" * 64, key="k", attention=None,
-        profiles=PROFILES, activation_nbytes=None, build_seconds=1.0,
+        graph_sha256="0" * 64, key="k", attention=None, profiles=PROFILES, plans=(plan,),
+        why_staged="", build_seconds=1.0,
     )  # fmt: skip
     engines = EngineManifest(
-        format_version=1, library="tensorrt_rtx", library_version="1.7.1", gpus=("sm90",),
-        attention="function body", precision="fp32", layout="profiles", batches=(1, 8),
-        workspace_bytes=None, weights_sha256="0" * 64,
+        format_version=FORMAT_VERSION, library="tensorrt_rtx", library_version="1.7.1",
+        gpus=("sm90",), attention="function body", precision="fp32", layout="profiles",
+        batches=(1, 8), stages={}, workspace_bytes=None, weights_sha256="0" * 64,
         engines={"ns1": entry, "decode": dataclasses.replace(entry, profiles=({"B": 1},))},
     )  # fmt: skip
     place = tmp_path / "engines" / "sm90_rtx1.7.1_fp32"
