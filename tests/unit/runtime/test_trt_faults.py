@@ -292,16 +292,12 @@ def test_the_decoder_is_kernels_where_there_are_some(
     ],
     ids=("no kernels", "asked for", "elsewhere"),
 )
-def test_the_decoder_is_no_kernels(
-    bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch, config: BackendConfig
-) -> None:
+def test_the_decoder_is_no_kernels(bundle: Bundle, machine: Machine, config: BackendConfig) -> None:
     TensorRTRunner.load(bundle, config).close()
     assert ("decode" in machine.closed) == (not config.placement)
 
 
-def test_the_decoders_kernels_are_missing(
-    bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_decoders_kernels_are_missing(bundle: Bundle, machine: Machine) -> None:
     message = r'decoder="kernels" is asked for: libhmar_plugins\.so: not found; .*"engine"'
     with pytest.raises(BackendUnavailableError, match=message):
         TensorRTRunner.load(bundle, BackendConfig(name="trt", decoder="kernels"))
