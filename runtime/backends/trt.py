@@ -79,7 +79,7 @@ class TensorRTRunner(StepRunner):
         super().__init__(manifest)
         self.max_batch = self._max_batch = max(batches)
         self._engines, self._device, self._pool = dict(engines), device, BufferPool(device)
-        self._constants: dict[bytes, DeviceValue] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], DeviceValue] = {}
         self._scratch = BufferPool(device)
         self._activations = self._scratch.take(_scratch_nbytes(engines, self._max_batch) or 1)
         self._generations = (
@@ -203,7 +203,7 @@ class TensorRTRunner(StepRunner):
 
     def _constant(self, array: np.ndarray) -> DeviceValue:
         """A value that is uploaded once."""
-        key = array.tobytes()
+        key = array.dtype.name, array.shape, array.tobytes()
         if key not in self._constants:
             value = DeviceValue.empty(array.dtype.name, array.shape, self._pool)
             self._device.upload(value.buffer.address, array)
