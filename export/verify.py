@@ -23,7 +23,7 @@ from hmar import reference
 from hmar.config import PublishedSampling
 from hmar.hmar import HMAR
 from hmar.vae import VQVAE
-from runtime.bundle import GraphSpec, Manifest
+from runtime.bundle import GraphSpec, Manifest, SamplingDefaults
 
 logger = logging.getLogger(__name__)
 
@@ -209,9 +209,9 @@ def make_teacher(manifest: Manifest, model: HMAR, tokenizer: VQVAE) -> TeacherRu
     small = sum(p.numel() for p in model.parameters()) < BATCH_OF_TWO_BELOW
     classes = model.config.num_classes
     labels = (0, classes - 1) if small else (207 % classes,)
-    sampling = PublishedSampling(
-        cfg=manifest.sampling.cfg, top_k=manifest.sampling.top_k, top_p=manifest.sampling.top_p
-    )
+    published = manifest.sampling
+    assert isinstance(published, SamplingDefaults)
+    sampling = PublishedSampling(cfg=published.cfg, top_k=published.top_k, top_p=published.top_p)
     return TeacherRun(model, tokenizer, labels, sampling)
 
 

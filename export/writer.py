@@ -75,7 +75,7 @@ class ExportReport:
 
     def summary(self) -> str:
         """A few lines for people."""
-        manifest, model = self.manifest, self.manifest.model
+        manifest, model = self.manifest, self.manifest.hmar
         name = model.preset or f"HMAR depth {model.depth}, width {model.embed_dim}"
         lines = [
             f"bundle       {self.bundle}",

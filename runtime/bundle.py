@@ -24,7 +24,10 @@ DtypeName = Literal["float32", "float16", "bfloat16", "int32", "bool"]
 Kind = Literal[
     "cond", "embed_first", "embed_ns", "embed_mask", "ns_trunk", "mask_trunk", "ns_prefix",
     "ns", "mask", "mask_input", "quant", "decode", "encode", "score",
+    "pivot", "dense", "denoise_pivot", "denoise_dense",
 ]  # fmt: skip
+
+Family = Literal["hmar", "himar"]
 
 STORED_AS: dict[str, Any] = {
     "float32": np.float32,
@@ -67,10 +70,16 @@ class FileSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphSpec(FileSpec):
-    """One graph: what it does, at which scale, and its inputs and outputs in order."""
+    """One graph: what it does, at which scale or step, and its inputs and outputs in order.
+
+    Attributes:
+        scale_idx: HMAR's scale; None = any.
+        step_idx: Hi-MAR's step of a phase under the bundle's `num_iter`; None = any but the first.
+    """
 
     kind: Kind
     scale_idx: int | None = None
+    step_idx: int | None = None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -86,7 +95,7 @@ class PluginSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Sizes of the transformer and the tokenizer that the runtime needs."""
+    """Sizes of HMAR's transformer and tokenizer that the runtime needs."""
 
     preset: str | None
     depth: int
@@ -104,8 +113,43 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HiMARModelSpec:
+    """Sizes of Hi-MAR's model and autoencoder that the runtime needs.
+
+    Attributes:
+        num_classes: rows of the class embedding; 0 = generations are given a vector per image.
+        pivot_side, dense_side: sides of both token grids.
+        num_iter: steps of the second phase that the bundle has graphs of their own for.
+    """
+
+    preset: str | None
+    embed_dim: int
+    encoder_depth: int
+    decoder_depth: int
+    num_classes: int
+    token_channels: int
+    pivot_side: int
+    dense_side: int
+    num_iter: int
+    image_side_px: int
+
+    @property
+    def num_pivots(self) -> int:
+        return self.pivot_side**2
+
+    @property
+    def num_dense(self) -> int:
+        return self.dense_side**2
+
+    @property
+    def pivot_steps(self) -> int:
+        """Steps of the first phase."""
+        return 4 * self.pivot_side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingDefaults:
-    """Settings that the model was published with."""
+    """Settings that an HMAR model was published with."""
 
     cfg: float
     top_k: int
@@ -114,16 +158,33 @@ class SamplingDefaults:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HiMARSamplingDefaults:
+    """Settings that a Hi-MAR model was published with; see `HiMARSamplingConfig`."""
+
+    num_iter: int
+    cfg: float
+    re_cfg: float
+    cfg_schedule: Literal["linear", "constant"]
+    temperature: float
+    pivot_diffusion_steps: str
+    dense_diffusion_steps: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything the runtime needs to know of a bundle."""
+    """Everything the runtime needs to know of a bundle.
+
+    Attributes:
+        model, sampling: of the family; `hmar` and `himar` are `model` of the one or the other.
+    """
 
     format_version: int
     producer: str
-    family: Literal["hmar"]
+    family: Family
     precision: Literal["fp32", "fp16", "bf16"]
     opset: int
-    model: ModelSpec
-    sampling: SamplingDefaults
+    model: ModelSpec | HiMARModelSpec
+    sampling: SamplingDefaults | HiMARSamplingDefaults
     graphs: dict[str, GraphSpec]
     weights: FileSpec
     tensors: dict[str, WeightSpec]
@@ -139,19 +200,37 @@ class Manifest:
         return [*self.graphs.values(), self.weights, *optional]
 
     @property
-    def num_scales(self) -> int:
-        return len(self.model.patch_nums)
+    def hmar(self) -> ModelSpec:
+        """The model of an HMAR bundle; ManifestError for another."""
+        if not isinstance(self.model, ModelSpec):
+            raise ManifestError(
+                f"this needs a bundle of HMAR; this one is of family {self.family!r}"
+            )
+        return self.model
 
-    def graph(self, kind: Kind, scale_idx: int | None = None) -> str:
-        """Name of the graph of a kind, at a scale.
+    @property
+    def himar(self) -> HiMARModelSpec:
+        """The model of a Hi-MAR bundle; ManifestError for another."""
+        if not isinstance(self.model, HiMARModelSpec):
+            raise ManifestError(
+                f"this needs a bundle of Hi-MAR; this one is of family {self.family!r}"
+            )
+        return self.model
+
+    def graph(
+        self, kind: Kind, scale_idx: int | None = None, *, step_idx: int | None = None
+    ) -> str:
+        """Name of the graph of a kind, at a scale or step.
 
         Raises:
             ManifestError: the bundle has no such graph.
         """
+        wanted = (kind, scale_idx, step_idx)
         for name, spec in self.graphs.items():
-            if spec.kind == kind and spec.scale_idx == scale_idx:
+            if (spec.kind, spec.scale_idx, spec.step_idx) == wanted:
                 return name
         at = "" if scale_idx is None else f" for scale {scale_idx}"
+        at += "" if step_idx is None else f" for step {step_idx}"
         raise ManifestError(
             f"the bundle has no {kind!r} graph{at}; "
             f"it has {sorted({g.kind for g in self.graphs.values()})}"
@@ -280,11 +359,19 @@ def parse_manifest(text: str, source: str) -> Manifest:
             f"{source}: format version {version!r}, this release reads version {FORMAT_VERSION}; "
             "export the checkpoint again or use the release that made the bundle"
         )
-    try:
-        data["model"] = _record(ModelSpec, data.get("model"), "model", patch_nums=_tuple)
-        data["sampling"] = _record(
-            SamplingDefaults, data.get("sampling"), "sampling", mask_schedule=_schedule
+    if data.get("family") not in get_args(Family):
+        raise ManifestError(
+            f"{source}: family is {data.get('family')!r}, this release knows {get_args(Family)}"
         )
+    try:
+        if data["family"] == "hmar":
+            data["model"] = _record(ModelSpec, data.get("model"), "model", patch_nums=_tuple)
+            data["sampling"] = _record(
+                SamplingDefaults, data.get("sampling"), "sampling", mask_schedule=_schedule
+            )
+        else:
+            data["model"] = _record(HiMARModelSpec, data.get("model"), "model")
+            data["sampling"] = _record(HiMARSamplingDefaults, data.get("sampling"), "sampling")
         data["graphs"] = {
             n: _graph(g, f"graphs.{n}") for n, g in _mapping(data.get("graphs"), "graphs").items()
         }
@@ -310,8 +397,6 @@ def _check(manifest: Manifest) -> None:
         path = PurePosixPath(spec.file)
         if path.is_absolute() or ".." in path.parts or "\\" in spec.file or not path.parts:
             raise ValueError(f"path {spec.file!r} leaves the bundle")
-    if manifest.family != "hmar":
-        raise ValueError(f"family is {manifest.family!r}, this release knows 'hmar'")
     if manifest.precision not in ("fp32", "fp16", "bf16"):
         raise ValueError(f"precision is {manifest.precision!r}")
     kinds = get_args(Kind)

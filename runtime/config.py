@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from runtime.bundle import Kind, ModelSpec, SamplingDefaults
+from runtime.bundle import Kind, Manifest, ModelSpec, SamplingDefaults
+from runtime.errors import ManifestError
 from runtime.schedule import Schedule, check_schedule
 
 BackendName = Literal["auto", "ort-cpu", "ort-cuda", "trt"]
@@ -62,8 +63,17 @@ class SamplingConfig:
             raise ValueError('context="prefix" has no masked passes; set mask_schedule=None')
 
     @classmethod
-    def defaults(cls, published: SamplingDefaults) -> SamplingConfig:
-        """The settings that a bundle's model was published with."""
+    def defaults(cls, manifest: Manifest) -> SamplingConfig:
+        """The settings that an HMAR bundle's model was published with.
+
+        Raises:
+            ManifestError: the bundle is of another family.
+        """
+        published = manifest.sampling
+        if not isinstance(published, SamplingDefaults):
+            raise ManifestError(
+                f"these settings are HMAR's; this bundle is of family {manifest.family!r}"
+            )
         return cls(
             cfg=published.cfg,
             top_k=published.top_k,

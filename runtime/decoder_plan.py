@@ -102,7 +102,7 @@ def read_sizes(manifest: Manifest) -> DecoderSizes:
     while width(0, num_blocks) is not None:
         num_blocks += 1
     graph = manifest.graphs[manifest.graph("decode")]
-    C, P = manifest.model.latent_channels, manifest.model.patch_nums[-1]
+    C, P = manifest.hmar.latent_channels, manifest.hmar.patch_nums[-1]
     side = P << max(len(widths) - 1, 0)
     got = [(spec.name, spec.dtype, spec.shape) for spec in (*graph.inputs, *graph.outputs)]
     expected = [

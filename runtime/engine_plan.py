@@ -101,7 +101,7 @@ def plan_engines(manifest: Manifest, options: EngineOptions) -> list[EngineSpec]
         EngineSpec(
             graph=name,
             kind=spec.kind,
-            profiles=plan_profiles(spec, manifest.model.patch_nums, options),
+            profiles=plan_profiles(spec, manifest.hmar.patch_nums, options),
         )
         for name, spec in manifest.graphs.items()
         if spec.kind in kinds

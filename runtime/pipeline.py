@@ -110,7 +110,7 @@ class Pipeline:
     @property
     def defaults(self) -> SamplingConfig:
         """The settings that the model was published with."""
-        return SamplingConfig.defaults(self.manifest.sampling)
+        return SamplingConfig.defaults(self.manifest)
 
     def generate(
         self,
@@ -155,7 +155,7 @@ class Pipeline:
         sampling = sampling or self.defaults
         if trace is not None:
             sampling = replace(sampling, skip_guidance_below=0.0)
-        schedule = sampling.checked(self.manifest.model)
+        schedule = sampling.checked(self.manifest.hmar)
         indices = list(range(len(rows))) if image_index is None else list(image_index)
         if len(indices) != len(rows):
             raise ValueError(f"image_index has {len(indices)} entries for {len(rows)} labels")
@@ -196,7 +196,7 @@ class Pipeline:
             PipelineUseError: as in `generate`.
         """
         self._check_usable()
-        side = self.manifest.model.image_side_px
+        side = self.manifest.hmar.image_side_px
         if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
             raise ValueError(
                 f"images must be (B, {side}, {side}, 3) uint8, got {images.shape} {images.dtype}"
@@ -207,7 +207,7 @@ class Pipeline:
             self.runner.numpy(self.runner.run(graph, {"image": values[part]})["tokens"])
             for part in self._parts(len(images))
         ]
-        bounds = np.cumsum([pn * pn for pn in self.manifest.model.patch_nums])[:-1]
+        bounds = np.cumsum([pn * pn for pn in self.manifest.hmar.patch_nums])[:-1]
         return np.split(np.concatenate(parts), bounds, axis=1)
 
     def score(
@@ -229,7 +229,7 @@ class Pipeline:
             PipelineUseError: as in `generate`.
         """
         self._check_usable()
-        model, rows = self.manifest.model, self._rows(labels)
+        model, rows = self.manifest.hmar, self._rows(labels)
         lengths = [pn * pn for pn in model.patch_nums]
         if [t.shape for t in tokens] != [(len(rows), n) for n in lengths]:
             raise ValueError(

@@ -94,7 +94,7 @@ class Trajectory:
         self.runner, self.config, self.schedule, self.draws = runner, config, schedule, draws
         self.recorder, self.on_scale, self.images = record, on_scale, images
         self.cancel = cancel
-        self.model = runner.manifest.model
+        self.model = runner.manifest.hmar
         self.batch = len(labels)
         none = self.model.num_classes
         self.labels = {1: [*labels], 2: [*labels, *([none] * self.batch)]}

@@ -78,7 +78,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def make_config(args: argparse.Namespace, manifest: Manifest) -> BenchConfig:
-    defaults = SamplingConfig.defaults(manifest.sampling)
+    defaults = SamplingConfig.defaults(manifest)
     return BenchConfig(
         bundle=args.bundle,
         batches=parse_batches(args.batch),

@@ -48,11 +48,11 @@ class Step:
 
 def planned_steps(manifest: Manifest, sampling: SamplingConfig) -> list[Step]:
     """The steps of one generation, in order."""
-    schedule, floor = sampling.checked(manifest.model), sampling.skip_guidance_below
+    schedule, floor = sampling.checked(manifest.hmar), sampling.skip_guidance_below
     masked = sampler.masked_guidance(sampling.cfg) >= floor
     steps = [Step(manifest.graph("cond"), True)]
-    for k, pn in enumerate(manifest.model.patch_nums):
-        t = sampler.guidance(sampling.cfg, k, manifest.num_scales)
+    for k, pn in enumerate(manifest.hmar.patch_nums):
+        t = sampler.guidance(sampling.cfg, k, len(manifest.hmar.patch_nums))
         steps.append(Step(manifest.graph("ns", k), t >= floor))
         for _ in masked_counts(schedule[k] if schedule else (), pn * pn):
             steps.append(Step(manifest.graph("mask_input", k)))
@@ -65,13 +65,13 @@ def step_work(manifest: Manifest, step: Step, batch: int) -> dict[str, Work]:
     """Work of one step for so many images, by part of the model."""
     rows = batch * (1 + step.is_guided)
     spec = manifest.graphs[step.graph]
-    pn = 1 if spec.scale_idx is None else manifest.model.patch_nums[spec.scale_idx]
+    pn = 1 if spec.scale_idx is None else manifest.hmar.patch_nums[spec.scale_idx]
     if spec.kind in ("ns", "mask"):
         return _pass(manifest, spec.kind, rows, pn * pn)
     if spec.kind == "cond":
         return {COND: _linears(manifest, r".+\.ada|shared_ada", rows)}
     if spec.kind in ("quant", "mask_input"):
-        phi, side = manifest.tensors["phi.0.weight"], manifest.model.patch_nums[-1]
+        phi, side = manifest.tensors["phi.0.weight"], manifest.hmar.patch_nums[-1]
         return {QUANTIZER: _convolution(phi, batch, side)}
     if spec.kind == "decode":
         return {DECODE: _decode(manifest, batch)}
@@ -79,7 +79,7 @@ def step_work(manifest: Manifest, step: Step, batch: int) -> dict[str, Work]:
 
 
 def _pass(manifest: Manifest, branch: str, rows: int, length: int) -> dict[str, Work]:
-    model = manifest.model
+    model = manifest.hmar
     linears = _linears(
         manifest, rf"(base|{branch})_blocks\.\d+\.({'|'.join(BLOCK_LINEARS)})", rows * length
     )
@@ -104,8 +104,8 @@ def _linears(manifest: Manifest, pattern: str, rows: int) -> Work:
 
 def _decode(manifest: Manifest, batch: int) -> Work:
     """Convolutions of the decoder, and its attention over the coarsest map."""
-    side = manifest.model.patch_nums[-1]
-    levels = round(math.log2(manifest.model.image_side_px / side))
+    side = manifest.hmar.patch_nums[-1]
+    levels = round(math.log2(manifest.hmar.image_side_px / side))
     work = Work()
     for name, weight in manifest.tensors.items():
         if len(weight.shape) != 4 or not name.startswith(("decoder.", "post_quant_conv.")):

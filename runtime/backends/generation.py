@@ -85,7 +85,7 @@ class Generation:
         self._out_of_memory = out_of_memory
         self._plan, self._runner, self._kernels = plan, runner, kernels
         self._device, self._pool, self._inputs = device, pool, inputs
-        self._model = runner.manifest.model
+        self._model = runner.manifest.hmar
         side = self._model.image_side_px
         self._pixels = self._new("uint8", plan.batch, side, side, 3)
         P = self._model.patch_nums[-1]
@@ -250,7 +250,7 @@ class Generations:
             images, seed: name the random numbers, see `runtime.philox`.
         """
         batch = next(b for b in self._batches if b >= len(labels))
-        plan = Plan.of(sampling, self._runner.manifest.model, batch)
+        plan = Plan.of(sampling, self._runner.manifest.hmar, batch)
         inputs = self._fill(batch, labels, images, seed, sampling)
         generation = self._made.get(plan)
         if generation is None:
@@ -278,7 +278,7 @@ class Generations:
         sampling: SamplingConfig,
     ) -> Inputs:
         """Writes the inputs; rows of padding are unconditional."""
-        none, padding = self._runner.manifest.model.num_classes, batch - len(labels)
+        none, padding = self._runner.manifest.hmar.num_classes, batch - len(labels)
         arrays: dict[str, np.ndarray] = {
             "labels": np.array([*labels, *([none] * (padding + batch))], np.int32),
             "images": np.array([*images, *([0] * padding)], np.uint64).view(np.int64),

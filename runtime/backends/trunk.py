@@ -23,7 +23,7 @@ def run_as_trunk(
         run: runs a graph of the bundle, given its name and feeds.
         constant: makes a value that is the same at every call.
     """
-    spec, patch_nums = manifest.graphs[graph], manifest.model.patch_nums
+    spec, patch_nums = manifest.graphs[graph], manifest.hmar.patch_nums
     assert spec.scale_idx is not None
     length = patch_nums[spec.scale_idx] ** 2
     start = sum(pn * pn for pn in patch_nums[: spec.scale_idx])

@@ -80,7 +80,7 @@ def on_cpu(bundle: Bundle) -> Iterator[Pipeline]:
 
 def make_feeds(bundle: Bundle, graph: str, batch: int) -> dict[str, np.ndarray]:
     """Random inputs of a graph."""
-    rng, model = np.random.default_rng(0), bundle.manifest.model
+    rng, model = np.random.default_rng(0), bundle.manifest.hmar
     dims = {"B": batch, "N": 2 * batch}
 
     def make(spec: TensorSpec) -> np.ndarray:

@@ -52,7 +52,7 @@ def test_a_picture_survives_the_tokenizer(pipeline: Pipeline) -> None:
     decoded = pipeline.runner.numpy(pipeline.runner.run("decode", {"f_hat": f_hat})["image"])[0]
     error = np.mean((decoded.transpose(1, 2, 0) - image / 255) ** 2)
     assert -10 * np.log10(error) > 28, "PSNR in dB"
-    assert [t.shape[1] for t in tokens] == [pn * pn for pn in pipeline.manifest.model.patch_nums]
+    assert [t.shape[1] for t in tokens] == [pn * pn for pn in pipeline.manifest.hmar.patch_nums]
 
 
 def test_the_right_class_explains_a_picture_best(pipeline: Pipeline) -> None:

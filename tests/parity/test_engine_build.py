@@ -59,7 +59,7 @@ def test_engines_of_every_other_kind(bundle: Bundle, report: EngineReport) -> No
         *("cond", "embed_first", "embed_ns", "embed_mask"),
         *("ns_trunk", "mask_input", "quant"),
     }
-    scales = len(bundle.manifest.model.patch_nums)
+    scales = len(bundle.manifest.hmar.patch_nums)
     assert len(engines["ns_trunk"].profiles) == scales * len(OPTIONS.batches)
     assert engines["ns_trunk"].attention == FUNCTION_BODY and engines["cond"].attention is None
     for graph, entry in engines.items():

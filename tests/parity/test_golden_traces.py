@@ -24,7 +24,7 @@ def test_tiny_trace(tiny_pipeline: Pipeline, name: str) -> None:
 def test_trace_from_stage_files(tmp_path: Path, name: str, kinds: tuple[str, ...]) -> None:
     entry, golden = STAGES.trace(name)
     with Pipeline.load(make_bundle(tmp_path, STAGES, kinds), "ort-cpu") as pipeline:
-        assert pipeline.manifest.model.has_mask_branch == ("mp" in kinds)
+        assert pipeline.manifest.hmar.has_mask_branch == ("mp" in kinds)
         compare_trace(golden, run_pipeline(pipeline, entry, golden))
 
 

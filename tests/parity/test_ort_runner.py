@@ -40,7 +40,7 @@ def plain(bundle: Bundle, graph: str, feeds: dict[str, np.ndarray]) -> list[np.n
 
 
 def test_bound_outputs_are_those_of_a_plain_run_and_feed_the_next_graph(bundle: Bundle) -> None:
-    runner, model = OnnxRuntimeRunner(bundle, CPU), bundle.manifest.model
+    runner, model = OnnxRuntimeRunner(bundle, CPU), bundle.manifest.hmar
     P = model.patch_nums[-1]
     tokens_B11 = np.array([[[3]], [[5]]], np.int32)
     f_hat_BCHW = np.ones((2, model.latent_channels, P, P), np.float32)

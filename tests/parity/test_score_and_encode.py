@@ -68,9 +68,9 @@ def test_encode_gives_the_golden_tokens(tiny: Case, tiny_pipeline: Pipeline) -> 
 
 
 def test_encode_of_pixels_splits_into_scales(tiny_pipeline: Pipeline) -> None:
-    side = tiny_pipeline.manifest.model.image_side_px
+    side = tiny_pipeline.manifest.hmar.image_side_px
     images = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), np.uint8)
     tokens = tiny_pipeline.encode(images)
     assert [t.shape for t in tokens] == [
-        (3, pn * pn) for pn in tiny_pipeline.manifest.model.patch_nums
+        (3, pn * pn) for pn in tiny_pipeline.manifest.hmar.patch_nums
     ]

@@ -93,7 +93,7 @@ def test_values_stay_on_the_device_and_buffers_are_reused(bundle: Bundle) -> Non
 
 def test_a_value_of_a_smaller_profile_is_copied_and_padded(bundle: Bundle) -> None:
     runner, device = host_runner(bundle, EngineOptions(batches=(1, 4)))
-    model = bundle.manifest.model
+    model = bundle.manifest.hmar
     P = model.patch_nums[-1]
     f_hat = np.random.default_rng(0).normal(size=(1, model.latent_channels, P, P))
     tokens = np.zeros((1, 1, 1), np.int32)
@@ -108,7 +108,7 @@ def test_a_value_of_a_smaller_profile_is_copied_and_padded(bundle: Bundle) -> No
 
 def test_stages_run_as_the_graph(bundle: Bundle, tmp_path: Path) -> None:
     runner, _ = host_runner(bundle, EngineOptions(batches=(1, 3)))
-    rng, model = np.random.default_rng(0), bundle.manifest.model
+    rng, model = np.random.default_rng(0), bundle.manifest.hmar
     side = model.image_side_px
     image = rng.random((2, 3, side, side)).astype(np.float32)
     graphs = {"encode": {"image": image}, "decode": runner.run("encode", {"image": image})}

@@ -31,7 +31,7 @@ def test_variant(tmp_path: Path, variant: str) -> None:
         seen.__setitem__,
     )
     with Pipeline.load(make_bundle(tmp_path, case), "ort-cpu") as pipeline:
-        model = pipeline.manifest.model
+        model = pipeline.manifest.hmar
         assert (model.shared_aln, model.attn_l2_norm) == (
             case.config["shared_aln"],
             case.config["attn_l2_norm"],

@@ -1,4 +1,4 @@
-"""A small manifest for tests that need no graphs."""
+"""Small manifests for tests that need no graphs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from runtime.bundle import (
     FORMAT_VERSION,
     FileSpec,
     GraphSpec,
+    HiMARModelSpec,
+    HiMARSamplingDefaults,
     Manifest,
     ModelSpec,
     SamplingDefaults,
@@ -27,7 +29,13 @@ def model_spec(**changes: Any) -> ModelSpec:
     return ModelSpec(**{**sizes, **changes})
 
 
-def _graph(kind: str, scale_idx: int | None, inputs: list[str], outputs: list[str]) -> GraphSpec:
+def _graph(
+    kind: str,
+    scale_idx: int | None,
+    inputs: list[str],
+    outputs: list[str],
+    step_idx: int | None = None,
+) -> GraphSpec:
     name = kind if scale_idx is None else f"{kind}_s{scale_idx}"
 
     def specs(names: list[str]) -> tuple[TensorSpec, ...]:
@@ -36,6 +44,7 @@ def _graph(kind: str, scale_idx: int | None, inputs: list[str], outputs: list[st
     return GraphSpec(
         kind=kind,  # type: ignore[arg-type]
         scale_idx=scale_idx,
+        step_idx=step_idx,
         inputs=specs(inputs),
         outputs=specs(outputs),
         file=f"graphs/{name}.onnx",
@@ -71,3 +80,36 @@ def manifest(**changes: Any) -> Manifest:
         "sources": (),
     }
     return Manifest(**{**fields, **changes})
+
+
+def himar_manifest(**changes: Any) -> Manifest:
+    """A Hi-MAR bundle with one step of each phase."""
+    model = HiMARModelSpec(
+        preset=None,
+        embed_dim=C,
+        encoder_depth=2,
+        decoder_depth=2,
+        num_classes=CLASSES,
+        token_channels=CVAE,
+        pivot_side=4,
+        dense_side=8,
+        num_iter=1,
+        image_side_px=64,
+    )
+    sampling = HiMARSamplingDefaults(
+        num_iter=1,
+        cfg=2.5,
+        re_cfg=2.7,
+        cfg_schedule="linear",
+        temperature=1.0,
+        pivot_diffusion_steps="100",
+        dense_diffusion_steps="250",
+    )
+    graphs = {
+        "pivot_00": _graph("pivot", None, ["cond", "source"], ["z", "head_cond"], 0),
+        "dense_00": _graph("dense", None, ["cond", "small_z", "source"], ["head_cond"], 0),
+    }
+    fields: dict[str, Any] = {
+        "family": "himar", "model": model, "sampling": sampling, "graphs": graphs
+    }  # fmt: skip
+    return manifest(**{**fields, **changes})

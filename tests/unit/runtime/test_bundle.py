@@ -13,7 +13,7 @@ import pytest
 from runtime.bundle import Bundle, parse_manifest
 from runtime.errors import ChecksumError, ManifestError
 from runtime.pipeline import Pipeline
-from tests.unit.runtime.manifests import manifest
+from tests.unit.runtime.manifests import himar_manifest, manifest
 
 
 def edited(change: Callable[[dict[str, Any]], None]) -> str:
@@ -103,3 +103,17 @@ def test_truncated_weights_are_seen_without_hashing(copied_bundle: Path) -> None
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ChecksumError, match="bytes, the manifest says"):
         Pipeline.load(copied_bundle, "ort-cpu", check_weights=False)
+
+
+def test_families_have_their_own_models() -> None:
+    original = himar_manifest()
+    parsed = parse_manifest(original.to_json(), "m")
+    assert parsed == original
+    assert parsed.himar.num_pivots == 16
+    assert parsed.graph("dense", step_idx=0) == "dense_00"
+    with pytest.raises(ManifestError, match=r"needs a bundle of HMAR.*'himar'"):
+        _ = parsed.hmar
+    with pytest.raises(ManifestError, match=r"needs a bundle of Hi-MAR.*'hmar'"):
+        _ = manifest().himar
+    with pytest.raises(ManifestError, match="no 'dense' graph for step 7"):
+        parsed.graph("dense", step_idx=7)

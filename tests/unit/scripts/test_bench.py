@@ -60,7 +60,7 @@ def test_measures_the_tiny_bundle(tiny_bundle: Path) -> None:
         bundle=tiny_bundle,
         batches=(1, 2),
         backends=("ort-cpu", "ort-cuda"),
-        sampling=SamplingConfig.defaults(manifest.sampling),
+        sampling=SamplingConfig.defaults(manifest),
         effort=ONE_RUN,
     )
     bench = Bench(manifest, config)
