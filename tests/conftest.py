@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -73,6 +74,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         os.killpg(started.pid, signal.SIGTERM)
 
 
+def shared_bundle(factory: pytest.TempPathFactory, precision: str) -> Path:
+    """The tiny case's bundle, exported once for all workers of a run."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / f"tiny-{precision}"
+    with (root / f"tiny-{precision}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            made = root / f"tiny-{precision}.making"
+            made.mkdir(exist_ok=True)
+            make_bundle(made, Case("tiny"), precision=precision)
+            made.rename(folder)
+    return folder / "bundle"
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Case:
     return Case("tiny")
@@ -80,7 +97,7 @@ def tiny() -> Case:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("tiny"), Case("tiny"))
+    return shared_bundle(tmp_path_factory, "fp32")
 
 
 @pytest.fixture(scope="session")
@@ -91,12 +108,12 @@ def tiny_pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
 
 @pytest.fixture(scope="session")
 def tiny_fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("tiny-fp16"), Case("tiny"), precision="fp16")
+    return shared_bundle(tmp_path_factory, "fp16")
 
 
 @pytest.fixture(scope="session")
 def tiny_bf16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("tiny-bf16"), Case("tiny"), precision="bf16")
+    return shared_bundle(tmp_path_factory, "bf16")
 
 
 @pytest.fixture(scope="session")
