@@ -16,19 +16,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.cli import parser, run
-from tests.checkpoints import write_pth
+from tests.checkpoints import published_config, write_pth
 from tests.golden_data import Case
 
-FILES = {"tiny": ("hmar", "vae"), "tiny_stages": ("nsp", "mp", "vae"), "d16_256": ("hmar", "vae")}
+GOLDEN = {"tiny": ("hmar", "vae"), "tiny_stages": ("nsp", "mp", "vae"), "d16_256": ("hmar", "vae")}
+OTHERS = {"d20_256": (20, 256), "d24_256": (24, 256), "d24_512": (24, 512), "d30_256": (30, 256)}
+"""Published sizes without golden traces: depth, and side in pixels."""
 
 
 def parse_args() -> argparse.Namespace:
     p = parser(__doc__)
     p.add_argument(
         "--case",
-        choices=FILES,
+        choices=(*GOLDEN, *OTHERS),
         default="tiny",
-        help="golden case; d16_256 takes 2.3 GB and a minute",
+        help="golden case, or another published size; d16_256 takes 2.3 GB, d30_256 10.7 GB",
     )
     p.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder to write the .pth files to"
@@ -39,9 +41,12 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    case = Case(args.case)
-    for kind in FILES[args.case]:
-        path = write_pth(args.out, kind, case.config)
+    if args.case in OTHERS:
+        kinds, config = ("hmar", "vae"), published_config(*OTHERS[args.case])
+    else:
+        kinds, config = GOLDEN[args.case], Case(args.case).config
+    for kind in kinds:
+        path = write_pth(args.out, kind, config)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
