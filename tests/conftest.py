@@ -19,6 +19,9 @@ from tests.golden_data import Case
 from tests.plugin_build import PluginBuild, build_ort, finish_plugins, start_plugins
 from tests.tensorrt_build import rtx_version
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the other cores belong to the other workers
+
 STARTED_BUILD = pytest.StashKey[subprocess.Popen[bytes]]()
 
 
