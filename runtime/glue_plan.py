@@ -91,9 +91,8 @@ class _Planner:
 
     def plan(self, spec: GraphSpec, dims: Mapping[str, int]) -> LaunchPlan:
         getattr(self, f"_{spec.kind}")(spec, dims)
-        return LaunchPlan(
-            steps=tuple(self._steps), offsets=self._scratch.offsets, nbytes=self._scratch.nbytes
-        )
+        offsets, nbytes = self._scratch.lay_out()
+        return LaunchPlan(steps=tuple(self._steps), offsets=offsets, nbytes=nbytes)
 
     def _cond(self, spec: GraphSpec, dims: Mapping[str, int]) -> None:
         N, C = dims["N"], self.model.embed_dim

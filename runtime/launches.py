@@ -37,7 +37,7 @@ class LaunchPlan:
     Attributes:
         offsets: places in scratch memory.
         nbytes: size of the scratch memory.
-        num_arrivals: counters that programs of one launch share, zero between launches.
+        num_arrivals: int32 counters at the place ARRIVALS, zero before and after every launch.
     """
 
     steps: tuple[Step, ...]
@@ -46,17 +46,27 @@ class LaunchPlan:
     num_arrivals: int = 0
 
 
+ARRIVALS = "arrivals"
+
+
 @dataclass(slots=True)
 class Scratch:
-    """Lays out places one behind the other."""
+    """Places in scratch memory, each as large as its largest use."""
 
-    offsets: dict[str, int] = field(default_factory=dict)
-    nbytes: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
 
-    def add(self, place: str, nbytes: int) -> None:
-        """Reserves a place."""
-        self.offsets[place] = self.nbytes
-        self.nbytes += align(nbytes)
+    def add(self, place: str, nbytes: int) -> str:
+        """Reserves a place; returns its name."""
+        self.sizes[place] = max(self.sizes.get(place, 0), nbytes)
+        return place
+
+    def lay_out(self) -> tuple[dict[str, int], int]:
+        """Offsets of the places, one behind the other, and the size of all."""
+        offsets, end = {}, 0
+        for place, nbytes in self.sizes.items():
+            offsets[place] = end
+            end += align(nbytes)
+        return offsets, end
 
 
 def blocks(size: int, block: int) -> int:

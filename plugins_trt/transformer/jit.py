@@ -37,7 +37,14 @@ def linear(
     epilogue = kernel.PLAIN if residual_Rn is None else kernel.RESIDUAL
     epilogue = kernel.GELU if has_gelu else epilogue
     ada = x_Rk if ada_NC is None else ada_NC
-    tensors = (x_Rk, ada, weights_kn, bias_n, out_Rn if residual_Rn is None else residual_Rn, out_Rn)
+    tensors = (
+        x_Rk,
+        ada,
+        weights_kn,
+        bias_n,
+        out_Rn if residual_Rn is None else residual_Rn,
+        out_Rn,
+    )
     sizes = (R, length, depth, n, 0 if ada_NC is None else ada_NC.stride(0), gate_at)
     constants = {**tile.constants, "EPILOGUE": epilogue.value, "HAS_LOW": has_low}
     settings = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, **_launch(overlaps)}
