@@ -26,7 +26,7 @@ def planned_glue(manifest: Manifest, table: KernelTable, batches: Sequence[int])
     """
     check_tensors(manifest)
     options = EngineOptions(batches=tuple(batches), guidance="any")
-    planned = {}
+    planned: Planned = {}
     for name, spec in manifest.graphs.items():
         if spec.kind in GLUE:
             profiles = plan_profiles(spec, manifest.hmar.patch_nums, options)

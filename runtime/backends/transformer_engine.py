@@ -28,7 +28,7 @@ def planned_passes(manifest: Manifest, table: KernelTable, batches: Sequence[int
     """
     sizes = read_sizes(manifest)
     options = EngineOptions(batches=tuple(batches), guidance="any")
-    planned = {}
+    planned: Planned = {}
     for name, spec in manifest.graphs.items():
         if spec.kind in PASSES:
             profiles = plan_profiles(spec, manifest.hmar.patch_nums, options)
