@@ -1,0 +1,126 @@
+"""Editing settings, and the tokens that an edit gives to the scale loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from runtime.bundle import ModelSpec
+from runtime.given import KeptTokens, ReplacedTokens
+from runtime.philox import MAX_PASSES
+from runtime.regions import known_tokens, published_tokens, spread
+from runtime.schedule import Schedule, masked_counts
+
+EditMethod = Literal["known", "published"]
+EDIT_METHODS: tuple[str, ...] = get_args(EditMethod)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditConfig:
+    """Settings of one edit.
+
+    Attributes:
+        method: "known" keeps every token whose whole cell is kept, in all passes. "published" is
+            the procedure published for VAR: the mask resized to each scale, and tokens replaced
+            after the generation of a scale.
+        dilation_px: the region to regenerate grows by so many pixels on all sides.
+        keep_scales: the first so many scales are kept whole: what is regenerated then varies
+            from the given image in detail only.
+        refine_rounds: 0 draws the region anew. From 1, it starts from the given tokens, and the
+            masked passes run so often; each predicts the tokens that the model finds least likely.
+        feather_px: put the kept pixels back, with a seam of so many pixels inside the region;
+            None = the image as it is decoded.
+    """
+
+    method: EditMethod = "known"
+    dilation_px: int = 0
+    keep_scales: int = 0
+    refine_rounds: int = 0
+    feather_px: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in EDIT_METHODS:
+            raise ValueError(f"method must be one of {EDIT_METHODS}, got {self.method!r}")
+        for name in ("dilation_px", "keep_scales", "refine_rounds", "feather_px"):
+            value = getattr(self, name)
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            if not is_count and not (name == "feather_px" and value is None):
+                raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
+        if self.method == "published" and (self.keep_scales or self.refine_rounds):
+            raise ValueError(
+                'keep_scales and refine_rounds belong to the method "known"; the published '
+                f"procedure has neither, got {self.keep_scales} and {self.refine_rounds}"
+            )
+
+    def check(self, model: ModelSpec, schedule: Schedule | None) -> None:
+        """Compares the settings with a model and a checked schedule.
+
+        Raises:
+            ValueError: a setting does not fit them.
+        """
+        for name, value in (("dilation_px", self.dilation_px), ("feather_px", self.feather_px)):
+            if value is not None and value > model.image_side_px:
+                raise ValueError(f"{name} is {value}, images have {model.image_side_px} px")
+        scales = len(model.patch_nums)
+        if self.keep_scales > scales:
+            raise ValueError(f"keep_scales is {self.keep_scales}, the model has {scales} scales")
+        if not self.refine_rounds:
+            return
+        passes = [
+            len(masked_counts(entry, pn * pn)) if k >= self.keep_scales else 0
+            for k, (entry, pn) in enumerate(zip(schedule or (), model.patch_nums, strict=False))
+        ]
+        if not any(passes):
+            raise ValueError(
+                "refining runs masked passes, and the schedule has none at the scales that are not "
+                "kept; take another, such as quality, or a smaller keep_scales"
+            )
+        if self.refine_rounds * max(passes) >= MAX_PASSES:
+            raise ValueError(
+                f"refine_rounds is {self.refine_rounds}: with {max(passes)} masked passes in a "
+                f"round, a scale would have more than {MAX_PASSES - 1}"
+            )
+
+
+def keep_pixels(keep: np.ndarray, batch: int, model: ModelSpec) -> np.ndarray:
+    """A keep mask of pixels, (B, side, side), from one of pixels or of the finest tokens.
+
+    Args:
+        keep: boolean, True = keep: (n, n) for all images or (B, n, n), where n is the image side in
+            pixels or the last patch number.
+
+    Raises:
+        ValueError: another shape or dtype.
+    """
+    side, P = model.image_side_px, model.patch_nums[-1]
+    wanted = {(*lead, n, n) for lead in ((), (batch,)) for n in (side, P)}
+    if keep.dtype != np.bool_ or keep.shape not in wanted:
+        raise ValueError(
+            f"keep must be boolean, ({side}, {side}) pixels or ({P}, {P}) tokens, for all images "
+            f"or with the {batch} images first; got {keep.shape} {keep.dtype}"
+        )
+    repeat = side // keep.shape[-1]
+    pixels = keep.repeat(repeat, axis=-2).repeat(repeat, axis=-1)
+    return np.broadcast_to(pixels, (batch, side, side))
+
+
+def given_tokens(
+    tokens: Sequence[np.ndarray], keep_BHW: np.ndarray, patch_nums: Sequence[int], edit: EditConfig
+) -> KeptTokens | ReplacedTokens:
+    """What the scale loop takes, from token maps of all scales and a keep mask of pixels."""
+    keep_BHW = ~spread(~keep_BHW, edit.dilation_px)
+    if edit.method == "published":
+        P = patch_nums[-1]
+        keep_BPP = known_tokens(keep_BHW, P).reshape(-1, P, P)
+        kept = [published_tokens(keep_BPP, pn) for pn in patch_nums]
+        return ReplacedTokens(tokens=tokens, kept=kept)
+    kept = [known_tokens(keep_BHW, pn) | (k < edit.keep_scales) for k, pn in enumerate(patch_nums)]
+    return KeptTokens(
+        tokens=tokens,
+        kept=kept,
+        starts_given=edit.refine_rounds > 0,
+        rounds=max(1, edit.refine_rounds),
+    )

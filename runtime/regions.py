@@ -1,0 +1,71 @@
+"""Kept pixels and kept tokens: how a mask of pixels becomes masks of tokens, and back into a seam.
+
+Masks are boolean, True = keep; (B, H, W) for pixels, (B, pn*pn) for the tokens of a scale.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+WHOLE_SCALE_TOKENS = 3  # of the published procedure: scales of so few tokens are kept entirely
+
+
+def kept_in_cells(keep: np.ndarray, cells: int, axis: int) -> np.ndarray:
+    """The mask with `cells` entries along an axis, True where all that a cell touches is kept.
+
+    Cell i of n touches the entries floor(i * side / n) to ceil((i + 1) * side / n) - 1.
+    """
+    side = keep.shape[axis]
+    edges = np.arange(cells + 1) * side
+    first, end = edges[:-1] // cells, -(-edges[1:] // cells)
+    zero = np.zeros_like(keep.take([0], axis), dtype=np.int64)
+    lost = np.concatenate((zero, np.cumsum(~keep, axis=axis)), axis=axis)
+    return lost.take(end, axis) == lost.take(first, axis)
+
+
+def known_tokens(keep_BHW: np.ndarray, pn: int) -> np.ndarray:
+    """Tokens (B, pn*pn) of one scale whose whole cell is kept."""
+    return kept_in_cells(kept_in_cells(keep_BHW, pn, 1), pn, 2).reshape(len(keep_BHW), -1)
+
+
+def published_tokens(keep_BPP: np.ndarray, pn: int) -> np.ndarray:
+    """Tokens (B, pn*pn) that the procedure published for VAR keeps at one scale.
+
+    The mask of the finest grid is resized bilinearly (half-pixel centres, no antialiasing) and
+    kept where it exceeds 1/2, here in integers, so that exactly 1/2 is not kept. Scales of at most
+    `WHOLE_SCALE_TOKENS` tokens are kept entirely.
+    """
+    B, P, _ = keep_BPP.shape
+    if pn * pn <= WHOLE_SCALE_TOKENS:
+        return np.ones((B, pn * pn), np.bool_)
+    unit, cell = 2 * pn, np.arange(pn)
+    position = (2 * cell + 1) * P - pn  # of the cell's centre, in units of 1 / (2 pn)
+    low, upper = position // unit, position % unit
+    weights = np.zeros((pn, P), np.int64)
+    np.add.at(weights, (cell, low), unit - upper)
+    np.add.at(weights, (cell, np.minimum(low + 1, P - 1)), upper)
+    return (2 * (weights @ keep_BPP @ weights.T) > unit**2).reshape(B, -1)
+
+
+def spread(mask_BHW: np.ndarray, radius: int) -> np.ndarray:
+    """True wherever the mask is True within `radius` rows and columns."""
+    for axis in (1, 2):
+        before = np.zeros(mask_BHW.ndim, np.int64)
+        before[axis] = radius
+        padded = np.pad(mask_BHW, [(n, n) for n in before])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1, axis)
+        mask_BHW = np.any(windows, axis=-1)
+    return mask_BHW
+
+
+def blend(
+    edited: np.ndarray, original: np.ndarray, keep_BHW: np.ndarray, feather_px: int
+) -> np.ndarray:
+    """Kept pixels of the original, the others edited; images (B, H, W, 3) uint8.
+
+    The seam lies inside the edited region: the original's weight is 1 where pixels are kept, falls
+    linearly over `feather_px` pixels (counted along rows, columns or diagonals), then is 0.
+    """
+    reached = np.stack([spread(keep_BHW, n) for n in range(feather_px + 1)], axis=-1)
+    weight = reached.mean(axis=-1, dtype=np.float32, keepdims=True)
+    return np.rint(weight * original + (1 - weight) * edited).astype(np.uint8)
