@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,6 +18,7 @@ from runtime.schedule import Schedule, masked_counts
 
 EditMethod = Literal["known", "published"]
 EDIT_METHODS: tuple[str, ...] = get_args(EditMethod)
+TOKEN_NAMES = ("edit_s{k}_given", "s{k}", "s{k}_tokens", "vae_s{k}_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,3 +127,58 @@ def given_tokens(
         starts_given=edit.refine_rounds > 0,
         rounds=max(1, edit.refine_rounds),
     )
+
+
+def load_tokens(path: Path, patch_nums: Sequence[int]) -> list[np.ndarray]:
+    """Token maps of all scales, each (B, pn*pn), from an `.npz` file.
+
+    For scale k the file holds `edit_s{k}_given` (a trace of an edit), `s{k}`, `s{k}_tokens` (a
+    trace of a generation) or `vae_s{k}_tokens`; the first of these names that all scales have.
+
+    Raises:
+        ValueError: the file is not an `.npz` file, or holds no integer maps of these sizes.
+    """
+    arrays = _load(path, "an .npz file of token maps")
+    if isinstance(arrays, np.ndarray):
+        raise ValueError(f"{path}: holds one array; give an .npz file of token maps")
+    for pattern in TOKEN_NAMES:
+        names = [pattern.format(k=k) for k in range(len(patch_nums))]
+        if all(name in arrays for name in names):
+            break
+    else:
+        raise ValueError(
+            f"{path}: holds no token maps of {len(patch_nums)} scales; expected arrays named "
+            f"{', '.join(p.format(k=0) for p in TOKEN_NAMES)} and so on, found {sorted(arrays)[:8]}"
+        )
+    tokens = [arrays[name] for name in names]
+    shapes = [(len(tokens[0]), pn * pn) for pn in patch_nums]
+    if [t.shape for t in tokens] != shapes or any(t.dtype.kind not in "iu" for t in tokens):
+        raise ValueError(
+            f"{path}: {names[0]} and so on must be integers of shapes {shapes}, "
+            f"got {[(t.shape, str(t.dtype)) for t in tokens]}"
+        )
+    return tokens
+
+
+def load_keep(path: Path) -> np.ndarray:
+    """A keep mask from an `.npy` file; `keep_pixels` checks its shape.
+
+    Raises:
+        ValueError: the file is not an `.npy` file, or not boolean.
+    """
+    keep = _load(path, "an .npy file of a boolean mask")
+    if not isinstance(keep, np.ndarray) or keep.dtype != np.bool_:
+        found = f"{keep.dtype} numbers" if isinstance(keep, np.ndarray) else "several arrays"
+        raise ValueError(f"{path}: holds {found}, wanted a boolean array, True = keep, as .npy")
+    return keep
+
+
+def _load(path: Path, wanted: str) -> np.ndarray | dict[str, np.ndarray]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not {wanted} ({error})") from error

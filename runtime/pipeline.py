@@ -274,14 +274,11 @@ class Pipeline:
 
         Raises:
             ValueError: an image, mask, label or setting does not fit the model.
+            ManifestError: the bundle is not HMAR's.
             GenerationCancelled, PipelineUseError, DeviceMemoryError, BackendError: as in
                 `generate`.
         """
         self._check_usable()
-        if self.manifest.family != "hmar":
-            raise ValueError(
-                f"editing takes an HMAR bundle, this one is of the family {self.manifest.family!r}"
-            )
         edit = edit or EditConfig()
         model = self.manifest.hmar
         sampling = sampling or self.defaults
@@ -328,6 +325,7 @@ class Pipeline:
 
         Raises:
             ValueError: labels, shapes or tokens are out of range.
+            ManifestError: the bundle is not HMAR's.
             PipelineUseError: as in `generate`.
         """
         self._check_usable()
