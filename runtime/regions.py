@@ -32,19 +32,23 @@ def published_tokens(keep_BPP: np.ndarray, pn: int) -> np.ndarray:
     """Tokens (B, pn*pn) that the procedure published for VAR keeps at one scale.
 
     The mask of the finest grid is resized bilinearly (half-pixel centres, no antialiasing) and
-    kept where it exceeds 1/2, here in integers, so that exactly 1/2 is not kept. Scales of at most
-    `WHOLE_SCALE_TOKENS` tokens are kept entirely.
+    kept where it exceeds 1/2. Scales of at most `WHOLE_SCALE_TOKENS` tokens are kept entirely.
+
+    Some cells are at exactly 1/2 on paper, and rounding decides: where 13 cells lie over 16, the
+    middle one is between two. The float32 steps here are PyTorch's, which rounds a cell's position
+    once, as a fused product and sum.
     """
     B, P, _ = keep_BPP.shape
     if pn * pn <= WHOLE_SCALE_TOKENS:
         return np.ones((B, pn * pn), np.bool_)
-    unit, cell = 2 * pn, np.arange(pn)
-    position = (2 * cell + 1) * P - pn  # of the cell's centre, in units of 1 / (2 pn)
-    low, upper = position // unit, position % unit
-    weights = np.zeros((pn, P), np.int64)
-    np.add.at(weights, (cell, low), unit - upper)
-    np.add.at(weights, (cell, np.minimum(low + 1, P - 1)), upper)
-    return (2 * (weights @ keep_BPP @ weights.T) > unit**2).reshape(B, -1)
+    scale = np.float64(np.float32(P) / np.float32(pn))
+    position = (scale * (np.arange(pn) + 0.5) - 0.5).astype(np.float32)
+    low = position.astype(np.int64)
+    high, upper = np.minimum(low + 1, P - 1), position - low.astype(np.float32)
+    lower, value = np.float32(1) - upper, keep_BPP.astype(np.float32)
+    along_rows = lower * value[:, :, low] + upper * value[:, :, high]
+    resized = lower[:, None] * along_rows[:, low] + upper[:, None] * along_rows[:, high]
+    return (resized > 0.5).reshape(B, -1)
 
 
 def spread(mask_BHW: np.ndarray, radius: int) -> np.ndarray:
