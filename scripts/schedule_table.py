@@ -57,23 +57,27 @@ def costs(config: HMARConfig, name: str) -> tuple[int, int, int]:
 
 def lines(model: str, schedules: list[str]) -> Iterator[str]:
     """A Markdown table."""
-    yield (
-        "| schedule | "
-        + " | ".join(f"{side} px: passes | predicted again | work" for side in SIDES_PX)
-        + " |"
-    )
-    yield "| --- |" + " --- |" * (3 * len(SIDES_PX))
+    configs = [_config(f"{model}-{side}") for side in SIDES_PX]
+    heads = (f"{side} px: passes | tokens | work" for side in SIDES_PX)
+    yield f"| schedule | {' | '.join(heads)} |"
+    yield "| --- |" + " --- |" * (3 * len(configs))
     for name in schedules:
         cells = []
-        for side in SIDES_PX:
-            config = PRESETS.get(f"{model}-{side}")
-            if not isinstance(config, HMARConfig):
-                raise ValueError(f"{model}: no HMAR preset; there are {sorted(PRESETS)}")
+        for config in configs:
             passes, tokens, flops = costs(config, name)
-            scales, all_tokens = len(config.patch_nums), sum(pn * pn for pn in config.patch_nums)
             share = flops / costs(config, "fast")[2]
-            cells.append(f"{scales} + {passes} | {tokens} of {all_tokens} | {share:.2f}")
+            cells.append(
+                f"{config.num_scales} + {passes} | {config.seq_len} + {tokens} | {share:.2f}"
+            )
         yield f"| `{name}` | {' | '.join(cells)} |"
+
+
+def _config(name: str) -> HMARConfig:
+    config = PRESETS.get(name)
+    if not isinstance(config, HMARConfig):
+        known = sorted(n for n, c in PRESETS.items() if isinstance(c, HMARConfig))
+        raise ValueError(f"{name}: no preset of HMAR; there are {', '.join(known)}")
+    return config
 
 
 def main() -> None:
