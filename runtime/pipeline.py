@@ -12,7 +12,6 @@ from typing import NoReturn
 
 import numpy as np
 
-from runtime import editing
 from runtime.backends.base import StepRunner
 from runtime.backends.placement import load_runner
 from runtime.bundle import Bundle, Kind, Manifest
@@ -24,7 +23,7 @@ from runtime.config import (
     SamplingConfig,
 )
 from runtime.draws import Draws, SeededDraws
-from runtime.editing import EditConfig
+from runtime.editing import EditConfig, given_tokens, keep_pixels
 from runtime.errors import PipelineUseError
 from runtime.given import GivenTokens, NothingGiven
 from runtime.regions import blend
@@ -286,9 +285,9 @@ class Pipeline:
         if edit.feather_px is not None and not isinstance(images, np.ndarray):
             raise ValueError("blending needs images, got token maps; set feather_px=None")
         self._rows(labels)
-        pixels = editing.keep_pixels(keep, len(labels), model)
+        pixels = keep_pixels(keep, len(labels), model)
         tokens = self._token_maps(images, len(labels))
-        given = editing.given_tokens(tokens, pixels, model.patch_nums, edit)
+        given = given_tokens(tokens, pixels, model.patch_nums, edit)
         if trace is not None:
             for k, (value, kept) in enumerate(zip(given.tokens, given.kept, strict=True)):
                 trace(f"edit_s{k}_given", value)

@@ -18,8 +18,8 @@ def kept_in_cells(keep: np.ndarray, cells: int, axis: int) -> np.ndarray:
     side = keep.shape[axis]
     edges = np.arange(cells + 1) * side
     first, end = edges[:-1] // cells, -(-edges[1:] // cells)
-    zero = np.zeros_like(keep.take([0], axis), dtype=np.int64)
-    lost = np.concatenate((zero, np.cumsum(~keep, axis=axis)), axis=axis)
+    zero = np.zeros_like(keep.take([0], axis), dtype=np.int32)
+    lost = np.concatenate((zero, np.cumsum(~keep, axis=axis, dtype=np.int32)), axis=axis)
     return lost.take(end, axis) == lost.take(first, axis)
 
 
@@ -70,6 +70,8 @@ def blend(
     The seam lies inside the edited region: the original's weight is 1 where pixels are kept, falls
     linearly over `feather_px` pixels (counted along rows, columns or diagonals), then is 0.
     """
-    reached = np.stack([spread(keep_BHW, n) for n in range(feather_px + 1)], axis=-1)
-    weight = reached.mean(axis=-1, dtype=np.float32, keepdims=True)
+    reached = np.zeros(keep_BHW.shape, np.float32)
+    for radius in range(feather_px + 1):
+        reached += spread(keep_BHW, radius)
+    weight = reached[..., None] / (feather_px + 1)
     return np.rint(weight * original + (1 - weight) * edited).astype(np.uint8)
