@@ -33,7 +33,7 @@ from scripts.pictures import Picture, keep_by_box, parse_box, read_mask, read_pi
 from scripts.previews import Previews
 
 FEATHER_PX = 4
-INPAINTING_SCALES = 3
+TONE_SCALES = 3
 
 
 def parse_args() -> argparse.Namespace:
@@ -88,7 +88,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         metavar="K",
         help="keep the first K scales whole, so that the rest keeps its tone (default: "
-        f"{INPAINTING_SCALES} inside a mask or box with the method known, else 0)",
+        f"{TONE_SCALES} with a mask or box and the method known, else 0)",
     )
     p.add_argument(
         "--refine",
@@ -110,8 +110,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def edit_config(args: argparse.Namespace) -> EditConfig:
-    is_inside = (args.mask or args.box) and not args.outside and args.method == "known"
-    default = INPAINTING_SCALES if is_inside else 0
+    has_region = args.mask is not None or args.box is not None
+    default = TONE_SCALES if has_region and args.method == "known" else 0
     return EditConfig(
         method=args.method,
         dilation_px=args.dilate,
