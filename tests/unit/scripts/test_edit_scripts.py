@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,7 +14,14 @@ from hmar.config import PRESETS, HMARConfig
 from runtime.config import SamplingConfig
 from runtime.editing import EditConfig
 from runtime.pipeline import Pipeline
-from scripts import edit, schedule_table
+from scripts import (
+    classify_demo,
+    edit,
+    edit_sheets,
+    evaluate_edits,
+    schedule_table,
+    score,
+)
 from scripts.edit_tasks import TASKS, Task
 from tests.unit.scripts.test_scripts import fails, run
 
@@ -29,14 +37,18 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "script",
-    [
-        *("edit.py", "score.py", "schedule_table.py"),
-        *("edit_sheets.py", "evaluate_edits.py", "classify_demo.py"),
-    ],
+    [edit, score, schedule_table, edit_sheets, evaluate_edits, classify_demo],
+    ids=lambda script: script.__name__,
 )
-def test_help_teaches(script: str) -> None:
-    done = run(script, "--help")
-    assert done.returncode == 0 and f"python scripts/{script} " in done.stdout, done.stderr
+def test_help_teaches(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = f"{script.__name__.replace('.', '/')}.py"
+    monkeypatch.setattr("sys.argv", [file, "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        script.parse_args()
+    assert exit_.value.code == 0
+    assert f"python {file} " in capsys.readouterr().out, "an example to copy"
 
 
 def test_edits_a_box_and_traces_it(
