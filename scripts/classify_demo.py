@@ -31,7 +31,13 @@ def parse_args() -> argparse.Namespace:
     p = parser(__doc__)
     p.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="of the demo")
     p.add_argument("--data", type=Path, required=True, help="from scripts/pack_demo_data.py")
-    p.add_argument("--num", type=int, default=208, metavar="N", help="pictures of each kind")
+    p.add_argument(
+        "--split",
+        choices=("held_out", "train"),
+        default="held_out",
+        help="pairs of class and background that training never shows, or the others",
+    )
+    p.add_argument("--num", type=int, default=208, metavar="N", help="pictures")
     p.add_argument("--seed", type=int, default=EVALUATION_SEED + 5, help="of the renders")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="library and device")
     p.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = one per core")
@@ -56,15 +62,14 @@ def main() -> None:
         ProgressBar() as progress,
     ):
         labels = list(range(pipeline.manifest.hmar.num_classes))
-        for split in ("held_out", "train"):
-            pictures = render_set(split, pack, args.num, args.seed, "cpu", split)
-            ranking = rank(
-                pipeline,
-                pictures.images,
-                labels,
-                on_image=lambda done: progress("scoring", done, args.num),
-            )
-            print(report(split, ranking, pictures.labels), flush=True)
+        pictures = render_set(args.split, pack, args.num, args.seed, "cpu", args.split)
+        ranking = rank(
+            pipeline,
+            pictures.images,
+            labels,
+            on_image=lambda done: progress("scoring", done, args.num),
+        )
+    print(report(args.split, ranking, pictures.labels))
 
 
 if __name__ == "__main__":
