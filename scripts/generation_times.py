@@ -107,7 +107,7 @@ def time_parts(
     wall-clock time: copies, launches, the interpreter.
     """
     timed = TimedRunner(pipeline.runner)
-    stepped = Pipeline(timed, pipeline.max_batch)
+    stepped = Pipeline.of(timed, pipeline.max_batch)
     effort = replace(effort, runs=min(effort.runs, MAX_STEPPED_RUNS))
     times_ms: dict[str, list[float]] = defaultdict(list)
     spans: list[Span] = []
