@@ -7,38 +7,21 @@ as that of TensorRT engines. It measures, and sets no limits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from export.certificate import GraphParity
+from export.family import Runner
+from export.ladder import NUMPY_DTYPES, output_parity
 from export.teacher import SEED
-from export.verify import (
-    NUMPY_DTYPES,
-    Certificate,
-    GraphParity,
-    TokenParity,
-    compare_tokens,
-    make_teacher,
-    output_parity,
-)
+from export.verify import TokenCertificate, TokenParity, compare_tokens, make_teacher
 from hmar.hmar import HMAR
 from hmar.vae import VQVAE
 from runtime.bundle import Manifest
 
 KINDS = ("cond", "ns", "mask", "mask_input", "quant", "decode")
-
-
-class Runner(Protocol):
-    """What is asked of a backend, see `runtime.backends.base.StepRunner`."""
-
-    @property
-    def name(self) -> str: ...
-
-    def run(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, Any]: ...
-
-    def numpy(self, value: Any) -> np.ndarray: ...
 
 
 def verify_backend(
@@ -47,7 +30,7 @@ def verify_backend(
     model: HMAR,
     tokenizer: VQVAE,
     progress: Callable[[str], None] = lambda graph: None,
-) -> Certificate:
+) -> TokenCertificate:
     """Runs every graph of a generation on a backend.
 
     Args:
@@ -81,7 +64,7 @@ def verify_backend(
         graphs[name] = GraphParity(outputs=parities, seconds=seconds)
         if spec.kind in ("ns", "mask"):
             tokens.append(compare_tokens(spec, teacher, torch.from_numpy(outputs["logits"])))
-    return Certificate(
+    return TokenCertificate(
         precision=manifest.precision,
         engine=runner.name,
         token_engine=runner.name,

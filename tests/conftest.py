@@ -15,6 +15,7 @@ import torch
 from runtime.pipeline import Pipeline
 from tests.cases import make_bundle
 from tests.golden_data import Case
+from tests.himar_checkpoints import make_himar_bundle
 from tests.plugin_build import PluginBuild, build_ort, finish_plugins, start_plugins
 from tests.tensorrt_build import rtx_version
 
@@ -97,6 +98,11 @@ def tiny_fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bf16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("tiny-bf16"), Case("tiny"), precision="bf16")
+
+
+@pytest.fixture(scope="session")
+def tiny_himar_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_himar_bundle(tmp_path_factory.mktemp("tiny-himar"))
 
 
 @pytest.fixture(scope="session")

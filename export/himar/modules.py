@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.modules import norm_modulate
+from hmar.kl_vae import gaussian
+from hmar.quant import flatten_map
 
 
 class Norm(nn.Module):
@@ -163,3 +165,18 @@ class Decode(nn.Module):
         latent = latent.unflatten(2, (self.side, self.side))
         image = self.decoder(self.post_quant_conv(latent)).float()
         return (image / 2 + 0.5).clamp(0, 1)
+
+
+class Encode(nn.Module):
+    """Images (B, 3, H, W) float32 in [0, 1] to the Gaussian of dense tokens.
+
+    Its mean and standard deviation are (B, side*side, C) float32 each.
+    """
+
+    def __init__(self, encoder: nn.Module, quant_conv: nn.Module, latent_scale: float) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv, self.latent_scale = encoder, quant_conv, latent_scale
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = gaussian(self.quant_conv(self.encoder(image * 2 - 1)))
+        return flatten_map(mean * self.latent_scale), flatten_map(std * self.latent_scale)
