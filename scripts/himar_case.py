@@ -35,17 +35,24 @@ def read_case(path: Path) -> dict[str, Any]:
 
 
 def case_sampling(case: dict[str, Any]) -> HiMARSamplingConfig:
-    """The settings that a case was generated with."""
+    """The settings that a case was generated with.
+
+    Raises:
+        ValueError: one of them is missing or out of range.
+    """
     call, config = case["sampler"], case["config"]
-    return HiMARSamplingConfig(
-        num_iter=call["num_iter"],
-        cfg=call["cfg"],
-        re_cfg=call["re_cfg"],
-        cfg_schedule=call["cfg_schedule"],
-        temperature=call["temperature"],
-        pivot_diffusion_steps=config["num_sampling_steps"],
-        dense_diffusion_steps=config["dit_steps"],
-    )
+    try:
+        return HiMARSamplingConfig(
+            num_iter=call["num_iter"],
+            cfg=call["cfg"],
+            re_cfg=call["re_cfg"],
+            cfg_schedule=call["cfg_schedule"],
+            temperature=call["temperature"],
+            pivot_diffusion_steps=config["num_sampling_steps"],
+            dense_diffusion_steps=config["dit_steps"],
+        )
+    except KeyError as error:
+        raise ValueError(f"the case has no {error}, which a trace's settings need") from error
 
 
 @dataclass(frozen=True, slots=True)
