@@ -82,6 +82,10 @@ def _gather_nd(a: Attributes, x: Tensor, indices: Tensor) -> Tensor:
     return x.gather(1, indices.expand(-1, -1, x.shape[-1]))
 
 
+def _group_norm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.group_norm(x, a["num_groups"], weight, bias, a["epsilon"])
+
+
 def _instance_norm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.instance_norm(x, weight=weight, bias=bias, eps=a["epsilon"])
 
@@ -114,6 +118,7 @@ OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Gather": lambda a, x, index: x[index.long()],
     "GatherND": _gather_nd,
     "Gelu": lambda a, x: F.gelu(x, approximate=a["approximate"]),
+    "GroupNormalization": _group_norm,
     "InstanceNormalization": lambda a, x, w, b: F.instance_norm(
         x, None, None, w, b, eps=a["epsilon"]
     ),
