@@ -18,11 +18,17 @@ class OutputParity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphParity:
-    """Result of one graph; `not_run` gives the reason why it could not be compared."""
+    """Result of one graph.
+
+    Attributes:
+        not_run: the reason why it could not be compared.
+        stand_in: what ran it where the certificate's engine lacks a kernel.
+    """
 
     outputs: dict[str, OutputParity] = field(default_factory=dict)
     seconds: float = 0.0
     not_run: str | None = None
+    stand_in: str | None = None
 
     @property
     def rms_ratio(self) -> float:
@@ -55,6 +61,10 @@ class Certificate(ABC):
     def not_run(self) -> list[str]:
         return [name for name, graph in self.graphs.items() if graph.not_run is not None]
 
+    @property
+    def stand_ins(self) -> list[str]:
+        return [name for name, graph in self.graphs.items() if graph.stand_in is not None]
+
     @abstractmethod
     def run_summary(self) -> str:
         """One line on what was compared beside single graphs, for `summary`."""
@@ -74,6 +84,12 @@ class Certificate(ABC):
         if self.not_run:
             reason = self.graphs[self.not_run[0]].not_run
             lines.append(f"not run      {len(self.not_run)} graphs: {reason}")
+        if self.stand_ins:
+            stand_in = self.graphs[self.stand_ins[0]].stand_in
+            lines.append(
+                f"stand-in     {len(self.stand_ins)} graphs run by {stand_in}, "
+                f"for lack of kernels in {self.engine}"
+            )
         return lines
 
     def to_json(self) -> str:
@@ -87,5 +103,8 @@ class Certificate(ABC):
                 lines.append(f"{name:24} not run: {graph.not_run}")
                 continue
             worst = max(o.max_abs for o in graph.outputs.values())
-            lines.append(f"{name:24} {graph.rms_ratio:10.1e} {worst:10.1e} {graph.seconds:8.2f}")
+            by = f"  by {graph.stand_in}" if graph.stand_in else ""
+            lines.append(
+                f"{name:24} {graph.rms_ratio:10.1e} {worst:10.1e} {graph.seconds:8.2f}{by}"
+            )
         return "\n".join([*lines, "", *self.run_table()])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
-import numpy as np
 import torch
 
 from export.builder import Builder
 from export.certificate import Certificate
 from export.config import ExportConfig
+from export.engines import Runner
 from export.errors import ExportError
 from export.step import Step
 from export.weights import WeightsFile
@@ -32,24 +32,11 @@ Progress = Callable[[str], None]
 """Called with the name of what comes next."""
 
 
-class Runner(Protocol):
-    """What is asked of a backend, see `runtime.backends.base.StepRunner`."""
-
-    @property
-    def name(self) -> str: ...
-
-    def run(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, Any]: ...
-
-    def numpy(self, value: Any) -> np.ndarray: ...
-
-
 class Family(ABC):
     """A model with its autoencoder, and the sampling defaults of its bundle."""
 
     name: ClassVar[FamilyName]
     plugins: ClassVar[tuple[PluginSpec, ...]]
-    measured_kinds: ClassVar[tuple[str, ...]]
-    """Kinds of graph that `measure` runs."""
 
     @property
     @abstractmethod
@@ -99,18 +86,26 @@ class Family(ABC):
         Args:
             folder: where the manifest's paths start.
             weights: as laid out for the bundle's precision.
-            progress: called `len(manifest.graphs) + 1` times.
+            progress: called `verified_items` times.
 
         Raises:
             ParityError: something differs by more than the limits.
         """
+
+    def verified_items(self, manifest: Manifest) -> int:
+        """Calls of progress by `verify`: one for the reference, and one per graph."""
+        return 1 + len(manifest.graphs)
+
+    def measured_items(self, manifest: Manifest) -> int:
+        """Calls of progress by `measure`."""
+        return self.verified_items(manifest)
 
     @abstractmethod
     def measure(self, runner: Runner, manifest: Manifest, progress: Progress) -> Certificate:
         """Compares a backend's graphs with PyTorch, without limits.
 
         Args:
-            progress: called once, and for every graph of `measured_kinds`.
+            progress: called `measured_items` times.
 
         Raises:
             BackendError: a graph cannot be run.

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 
 from export.config import ExportConfig
+from export.engines import Runner
 from export.errors import ExportError
-from export.family import Family, Progress, Runner
+from export.family import Family, Progress
 from export.graphs import GraphBuilder
 from export.metadata import model_spec, sampling_defaults
 from export.pieces import pieces_for
@@ -33,7 +34,6 @@ class HMARFamily(Family):
 
     name: ClassVar[FamilyName] = "hmar"
     plugins: ClassVar = (PluginSpec(domain=OP_DOMAIN, name=OP_NAME, version=PLUGIN_VERSION),)
-    measured_kinds: ClassVar = KINDS
 
     model: HMAR
     tokenizer: VQVAE
@@ -83,6 +83,9 @@ class HMARFamily(Family):
     ) -> TokenCertificate:
         steps = TorchSteps(self.model.config, weights)
         return verify(folder, manifest, self.model, self.tokenizer, steps, progress)
+
+    def measured_items(self, manifest: Manifest) -> int:
+        return 1 + sum(graph.kind in KINDS for graph in manifest.graphs.values())
 
     def measure(self, runner: Runner, manifest: Manifest, progress: Progress) -> TokenCertificate:
         return verify_backend(runner, manifest, self.model, self.tokenizer, progress)

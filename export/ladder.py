@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,13 @@ class GraphSession:
 
     def _arrays(self, results: list[Any]) -> Iterator[tuple[str, np.ndarray]]:
         for output, value in zip(self.spec.outputs, results, strict=True):
-            array = value.numpy()
-            is_bf16 = output.dtype == "bfloat16"
-            yield output.name, array.view(ml_dtypes.bfloat16) if is_bf16 else array
+            yield output.name, _bf16(value) if output.dtype == "bfloat16" else value.numpy()
+
+
+def _bf16(value: Any) -> np.ndarray:
+    """Values of an OrtValue in bfloat16, which its own `numpy()` refuses."""
+    raw = (ctypes.c_char * value.tensor_size_in_bytes()).from_address(value.data_ptr())
+    return np.frombuffer(raw, ml_dtypes.bfloat16).reshape(value.shape()).copy()
 
 
 def compare_values(

@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from export.certificate import GraphParity
-from export.family import Runner
-from export.ladder import NUMPY_DTYPES, output_parity
+from export.engines import BackendEngine, Runner
+from export.ladder import output_parity
 from export.teacher import SEED
 from export.verify import TokenCertificate, TokenParity, compare_tokens, make_teacher
 from hmar.hmar import HMAR
@@ -41,6 +40,7 @@ def verify_backend(
     """
     start = time.perf_counter()
     progress("PyTorch reference")
+    engine = BackendEngine(runner, manifest)
     teacher = make_teacher(manifest, model, tokenizer)
     graphs: dict[str, GraphParity] = {}
     tokens: list[TokenParity] = []
@@ -50,15 +50,7 @@ def verify_backend(
         progress(name)
         began = time.perf_counter()
         feeds, expected = teacher.case(spec)
-        values = {i.name: feeds[i.name].astype(NUMPY_DTYPES[i.dtype]) for i in spec.inputs}
-        for i in spec.inputs:
-            if i.dtype == "bfloat16":
-                values[i.name] = values[i.name].view(np.uint16)
-        results = runner.run(name, values)
-        outputs = {}
-        for o in spec.outputs:
-            array = runner.numpy(results[o.name])
-            outputs[o.name] = array.view(NUMPY_DTYPES[o.dtype]).astype(np.float32)
+        outputs = engine.run(name, feeds)
         seconds = round(time.perf_counter() - began, 3)
         parities = {n: output_parity(expected[n], array) for n, array in outputs.items()}
         graphs[name] = GraphParity(outputs=parities, seconds=seconds)
@@ -66,8 +58,8 @@ def verify_backend(
             tokens.append(compare_tokens(spec, teacher, torch.from_numpy(outputs["logits"])))
     return TokenCertificate(
         precision=manifest.precision,
-        engine=runner.name,
-        token_engine=runner.name,
+        engine=engine.name,
+        token_engine=engine.name,
         labels=tuple(teacher.labels),
         seed=SEED,
         rms_limit=float("inf"),

@@ -17,9 +17,10 @@ import onnx_ir as ir
 
 from export.certificate import Certificate
 from export.config import DTYPES, ExportConfig
+from export.engines import Runner
 from export.errors import GraphError, OutputError
 from export.families import load_family
-from export.family import Family, Runner
+from export.family import Family
 from export.metadata import read_class_names
 from export.step import DTYPE_NAMES, Step
 from export.target import beside, check_target, replace_folder
@@ -173,8 +174,7 @@ def verify_bundle(
     family = load_family(checkpoints, vae, branch_layers=branch_layers, num_heads=num_heads)
     family = family.of_bundle(manifest, folder)
     if runner is not None:
-        measured = sum(spec.kind in family.measured_kinds for spec in manifest.graphs.values())
-        report = _counted("comparing", measured + 1, progress)
+        report = _counted("comparing", family.measured_items(manifest), progress)
         return family.measure(runner, manifest, report)
     weights = WeightsFile(Path(WEIGHTS).name)
     family.lay_out(weights, DTYPES[manifest.precision])
@@ -184,7 +184,7 @@ def verify_bundle(
 def _verify(
     family: Family, folder: Path, manifest: Manifest, weights: WeightsFile, progress: Progress
 ) -> Certificate:
-    report = _counted("verifying", len(manifest.graphs) + 1, progress)
+    report = _counted("verifying", family.verified_items(manifest), progress)
     return family.verify(folder, manifest, weights, report)
 
 

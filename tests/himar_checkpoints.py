@@ -58,7 +58,7 @@ def write_kl_vae(folder: Path, case: str) -> Path:
 def make_himar_bundle(folder: Path, case: str = "tiny_a", precision: str = "fp32") -> Path:
     """Exports a case from files in the published layout."""
     return export_bundle(
-        ExportConfig(precision=precision, verify=False),
+        ExportConfig(precision=precision),
         [write_himar(folder, case)],
         write_kl_vae(folder, case),
         folder / "bundle",

@@ -8,14 +8,15 @@ from typing import ClassVar
 
 import torch
 
-from export.certificate import Certificate
 from export.config import ExportConfig
-from export.family import Family, Progress, Runner
+from export.engines import Runner
+from export.family import Family, Progress
 from export.himar.graphs import GraphBuilder
 from export.himar.metadata import model_spec, sampling_defaults
 from export.himar.pieces import pieces_for
 from export.himar.steps import Catalogue, StepSpec
 from export.himar.tensors import lay_out
+from export.himar.verify import GenerationCertificate, measure, verify
 from export.weights import WeightsFile
 from hmar.himar import HiMAR
 from hmar.kl_vae import KLVAE
@@ -29,7 +30,6 @@ class HiMARFamily(Family):
 
     name: ClassVar[FamilyName] = "himar"
     plugins: ClassVar = ()
-    measured_kinds: ClassVar = ()
 
     model: HiMAR
     vae: KLVAE
@@ -73,10 +73,16 @@ class HiMARFamily(Family):
         pieces = pieces_for(self.model.config, self.vae.config, config.dtype, config.opset)
         return GraphBuilder(pieces, weights)
 
+    def verified_items(self, manifest: Manifest) -> int:
+        """Calls of progress by `verify`: also one for the generation by graphs."""
+        return 2 + len(manifest.graphs)
+
     def verify(
         self, folder: Path, manifest: Manifest, weights: WeightsFile, progress: Progress
-    ) -> Certificate:
-        raise NotImplementedError
+    ) -> GenerationCertificate:
+        return verify(folder, manifest, self.model, self.vae, progress)
 
-    def measure(self, runner: Runner, manifest: Manifest, progress: Progress) -> Certificate:
-        raise NotImplementedError
+    def measure(
+        self, runner: Runner, manifest: Manifest, progress: Progress
+    ) -> GenerationCertificate:
+        return measure(runner, manifest, self.model, self.vae, progress)

@@ -1,0 +1,229 @@
+"""One reference generation of Hi-MAR: inputs and expected outputs of every graph.
+
+All numbers are float32. Every graph is given the reference's state, so that no error hides or
+causes a later one. The diffusion starts at three quarters of the time axis and takes few steps: an
+earlier start multiplies the error of the first predicted noise by some hundreds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.himar.feeds import Tensors, dense_feeds, pivot_feeds, predicted
+from export.himar.generation import PivotState
+from export.ladder import Arrays
+from hmar.diffusion import diffusion_schedule
+from hmar.diffusion_head import Denoiser, guided_noise
+from hmar.himar import HiMAR, Phase, take
+from hmar.himar_reference import draw_orders, generate, guided_rows
+from hmar.himar_schedule import HiMARSampling, Step, plan
+from hmar.kl_vae import KLVAE, gaussian
+from hmar.quant import flatten_map
+from runtime.bundle import GraphSpec
+
+SEED = 20250611
+SAMPLING = HiMARSampling(cfg=2.5, re_cfg=2.7, pivot_respacing="3,2,1,0", dense_respacing="2,1,1,0")
+TIMESTEP, WEIGHT = 400, 1.75  # of single calls of a denoiser
+
+
+class TeacherRun:
+    """Feeds and references by graph, computed from one recorded generation."""
+
+    def __init__(
+        self, model: HiMAR, vae: KLVAE, labels: tuple[int, ...], sampling: HiMARSampling
+    ) -> None:
+        """Runs the reference.
+
+        Args:
+            labels: a class per image; -1 = none. For a model that is conditioned by vectors only
+                their number counts, and the vectors are drawn.
+        """
+        self.model, self.vae, self.labels, self.sampling = model, vae, labels, sampling
+        config = self.config = model.config
+        if config.num_classes:
+            self.cond_BD = model.cond(labels)
+        else:
+            self.cond_BD = _normal((len(labels), config.embed_dim), 0)
+        rng = np.random.RandomState(SEED % 2**32)
+        self.orders_BS = draw_orders(rng, len(labels), config)
+        P = config.num_pivots
+        self.order_BP, self.order_BN = self.orders_BS[:, :P], self.orders_BS[:, P:] - P
+        self.seen: dict[str, list[Tensor]] = defaultdict(list)
+        generate(
+            model, vae, self.cond_BD, self.orders_BS, sampling, self.noise,
+            lambda name, value: self.seen[name].append(value),
+        )  # fmt: skip
+
+    def noise(self, phase: Phase, step: int, positions_Bn: Tensor, draw: int) -> Tensor:
+        """The numbers of `hmar.himar_reference.Noise`."""
+        shape = (*positions_Bn.shape, self.config.token_channels)
+        return _normal(shape, 1 + (phase == "dense"), step, draw)
+
+    def pivot_state(self, step_idx: int) -> PivotState:
+        """The reference's state before a step of the pivot phase."""
+        step, B = self._pivot_plan()[step_idx], len(self.labels)
+        known = torch.zeros(B, self.config.num_pivots, 1, dtype=torch.bool)
+        known = known.scatter(1, self.order_BP[:, step.unknown :, None], True)
+        return PivotState(
+            step_idx=step_idx,
+            pivots=self.seen["p1.tokens"][step_idx],
+            small_z=torch.where(known, self.small_z_BPD, 0.0),
+        )
+
+    @property
+    def label_N(self) -> Tensor:
+        """Labels for the graph `cond`: of the images that have one, then no class."""
+        given = self.labels if self.config.num_classes else ()
+        return torch.tensor([*given, self.config.num_classes], dtype=torch.int32)
+
+    @property
+    def results(self) -> Tensors:
+        """What a generation by graphs must come to."""
+        tokens = {"pivots": self.seen["p1.tokens"][-1], "dense": self.seen["p2.tokens"][-1]}
+        return {**tokens, "image": _unit(self.seen["image"][0])}
+
+    @property
+    def small_z_BPD(self) -> Tensor:
+        """Of every pivot the z of the step that predicted it."""
+        return self.seen["small_z"][0][: len(self.labels)]
+
+    @torch.inference_mode()
+    def case(self, spec: GraphSpec) -> tuple[Arrays, Arrays]:
+        """Inputs and expected outputs of one graph, by name."""
+        feeds, expected = getattr(self, f"_{spec.kind}")(spec.step_idx)
+        return arrays(feeds), arrays(expected)
+
+    def _pivot_plan(self) -> list[Step]:
+        steps, sampling = self.config.pivot_steps, self.sampling
+        return plan(self.config.num_pivots, steps, sampling.re_cfg, sampling.cfg_schedule)
+
+    def _dense_plan(self) -> list[Step]:
+        num_iter, sampling = self.sampling.num_iter, self.sampling
+        return plan(self.config.num_dense, num_iter, sampling.cfg, sampling.cfg_schedule)
+
+    # --- one method per kind of graph: (inputs, expected outputs) ---
+
+    def _cond(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        """All rows of the run, and the one without a class, which is the last of the table."""
+        given = [self.cond_BD] if self.config.num_classes else []
+        return {"label": self.label_N}, {"cond": torch.cat((*given, self.model.fake_latent))}
+
+    def _pivot(self, step_idx: int) -> tuple[Tensors, Tensors]:
+        step, cond_ND = self._pivot_plan()[step_idx], self._rows(self.sampling.re_cfg)
+        tokens = self.seen["p1.tokens"][step_idx]
+        feeds = pivot_feeds(cond_ND, tokens, self.order_BP, step, self.config.num_tokens)
+        z = take(self.seen["p1.z"][step_idx], feeds["predicted"])
+        return feeds, {"z": z, "head_cond": self.model.pivot_denoiser.cond(z)}
+
+    def _dense(self, step_idx: int | None) -> tuple[Tensors, Tensors]:
+        """The graph for any number of known tokens is given a little more than half of them."""
+        N, cond_ND = self.config.num_dense, self._rows(self.sampling.cfg)
+        if step_idx is None:
+            known_BK = self.order_BN[:, : N // 2 + 1].sort(dim=1).values
+            tokens = self.seen["p2.tokens"][-1]
+            feeds = dense_feeds(cond_ND, self.small_z_BPD, tokens, known_BK)
+            z = self._dense_z(feeds)
+        else:
+            step = self._dense_plan()[step_idx]
+            known_BK = self.order_BN[:, step.unknown :].sort(dim=1).values
+            tokens = self.seen["p2.tokens"][step_idx]
+            feeds = dense_feeds(cond_ND, self.small_z_BPD, tokens, known_BK)
+            z = self.seen["p2.z"][step_idx]
+        return feeds, {"head_cond": self.model.dense_denoiser.cond(z)}
+
+    def _dense_z(self, feeds: Tensors) -> Tensor:
+        P, rows = self.config.num_pivots, len(feeds["cond"])
+        known = torch.cat((torch.arange(P).expand(rows, -1), feeds["known"] + P), dim=1)
+        z = self.model("dense", feeds["cond"], feeds["small_z"], feeds["dense"], known)
+        return z[:, P:]
+
+    def _denoise_pivot(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        return self._guided(*self._pivot_states())
+
+    def _denoise_pivot_unguided(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        return self._unguided(*self._pivot_states())
+
+    def _denoise_dense(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        return self._guided(*self._dense_states())
+
+    def _denoise_dense_unguided(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        return self._unguided(*self._dense_states())
+
+    def _pivot_states(self) -> tuple[Denoiser, Tensor, Tensor]:
+        """Pivots of the last step, noised, and conditions of two rows per image.
+
+        In the second half they are those of the step before, without a class where the run was
+        guided.
+        """
+        positions, B = predicted(self.order_BP, self._pivot_plan()[-1]), len(self.labels)
+        before, last = self.seen["p1.z"][-2:]
+        z = torch.cat((take(last[:B], positions), take(before[-B:], positions)))
+        return self.model.pivot_denoiser, take(self.seen["p1.tokens"][-1], positions), z
+
+    def _dense_states(self) -> tuple[Denoiser, Tensor, Tensor]:
+        """Dense tokens of the last step; see `_pivot_states`."""
+        steps, B = self.seen["p2.z"], len(self.labels)
+        z = torch.cat((steps[-1][:B], steps[max(len(steps) - 2, 0)][-B:]))
+        return self.model.dense_denoiser, self.seen["p2.tokens"][-1], z
+
+    def _guided(
+        self, denoiser: Denoiser, tokens_BnC: Tensor, z_RnD: Tensor
+    ) -> tuple[Tensors, Tensors]:
+        x, time, cond = self._call(denoiser, tokens_BnC, z_RnD)
+        feeds = {"x": x, "timestep": torch.tensor([TIMESTEP]), "head_cond": cond}
+        out = guided_noise(denoiser, x, time, cond, WEIGHT)
+        return {**feeds, "scale": torch.tensor([WEIGHT])}, self._values(out)
+
+    def _unguided(
+        self, denoiser: Denoiser, tokens_BnC: Tensor, z_RnD: Tensor
+    ) -> tuple[Tensors, Tensors]:
+        x, time, cond = self._call(denoiser, tokens_BnC, z_RnD[: len(tokens_BnC)])
+        feeds = {"x": x, "timestep": torch.tensor([TIMESTEP]), "head_cond": cond}
+        return feeds, self._values(denoiser(x, time, cond))
+
+    def _call(
+        self, denoiser: Denoiser, tokens_BnC: Tensor, z_RnD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """State, time embedding and embedded conditions of a call."""
+        noise = _normal(tuple(tokens_BnC.shape), 3)
+        x = diffusion_schedule("").noised(TIMESTEP, tokens_BnC, noise)
+        return x, denoiser.time(torch.tensor([TIMESTEP])), denoiser.cond(z_RnD)
+
+    def _values(self, out: Tensor) -> Tensors:
+        names = ("noise", "variance")
+        parts = out.split(self.config.token_channels, dim=-1)
+        return dict(zip(names, parts, strict=False))
+
+    def _decode(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        return {"tokens": self.seen["p2.tokens"][-1]}, {"image": _unit(self.seen["image"][0])}
+
+    def _decode_pivot(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        image = _unit(self.seen["small_image"][0])
+        return {"tokens": self.seen["p1.tokens"][-1]}, {"image": image}
+
+    def _encode(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        image, scale = _unit(self.seen["image"][0]), self.vae.config.latent_scale
+        mean, std = (flatten_map(x * scale) for x in gaussian(self.vae.moments(image * 2 - 1)))
+        return {"image": image}, {"tokens": mean, "std": std}
+
+    def _rows(self, cfg: float) -> Tensor:
+        return guided_rows(self.model, self.cond_BD, cfg)
+
+
+def _normal(shape: tuple[int, ...], *key: int) -> Tensor:
+    """Standard normal numbers that depend on their key alone."""
+    rng = np.random.default_rng((SEED, *key))
+    return torch.from_numpy(rng.standard_normal(shape, np.float32))
+
+
+def _unit(image: Tensor) -> Tensor:
+    """An image in [-1, 1], clamped, in [0, 1]."""
+    return (image / 2 + 0.5).clamp(0, 1)
+
+
+def arrays(tensors: Tensors) -> Arrays:
+    return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
