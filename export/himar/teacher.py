@@ -112,8 +112,11 @@ class TeacherRun:
         given = [self.cond_BD] if self.config.num_classes else []
         return {"label": self.label_N}, {"cond": torch.cat((*given, self.model.fake_latent))}
 
-    def _pivot(self, step_idx: int) -> tuple[Tensors, Tensors]:
-        step, cond_ND = self._pivot_plan()[step_idx], self._rows(self.sampling.re_cfg)
+    def _pivot(self, step_idx: int | None) -> tuple[Tensors, Tensors]:
+        """The graph for any step but the first is given the last one."""
+        steps, cond_ND = self._pivot_plan(), self._rows(self.sampling.re_cfg)
+        step_idx = len(steps) - 1 if step_idx is None else step_idx
+        step = steps[step_idx]
         tokens = self.seen["p1.tokens"][step_idx]
         feeds = pivot_feeds(cond_ND, tokens, self.order_BP, step, self.config.num_tokens)
         z = take(self.seen["p1.z"][step_idx], feeds["predicted"])
@@ -206,7 +209,8 @@ class TeacherRun:
         return {"tokens": self.seen["p1.tokens"][-1]}, {"image": image}
 
     def _encode(self, step_idx: None) -> tuple[Tensors, Tensors]:
-        image, scale = _unit(self.seen["image"][0]), self.vae.config.latent_scale
+        image = _unit(self.seen["image"][0]).clamp(0, 1)
+        scale = self.vae.config.latent_scale
         mean, std = (flatten_map(x * scale) for x in gaussian(self.vae.moments(image * 2 - 1)))
         return {"image": image}, {"tokens": mean, "std": std}
 
@@ -221,8 +225,8 @@ def _normal(shape: tuple[int, ...], *key: int) -> Tensor:
 
 
 def _unit(image: Tensor) -> Tensor:
-    """An image in [-1, 1], clamped, in [0, 1]."""
-    return (image / 2 + 0.5).clamp(0, 1)
+    """An image of which -1 and 1 are black and white, with 0 and 1 in their places."""
+    return image / 2 + 0.5
 
 
 def arrays(tensors: Tensors) -> Arrays:
