@@ -146,7 +146,7 @@ class FinalLayer(nn.Module):
 
 
 class Decode(nn.Module):
-    """Dense tokens (B, side*side, C) float32 to images float32 in [0, 1]."""
+    """Tokens (B, side*side, C) float32 to images float32: 0 black, 1 white, not clipped."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class Decode(nn.Module):
         latent = (tokens / self.latent_scale).to(self.dtype).transpose(1, 2)
         latent = latent.unflatten(2, (self.side, self.side))
         image = self.decoder(self.post_quant_conv(latent)).float()
-        return (image / 2 + 0.5).clamp(0, 1)
+        return image / 2 + 0.5
 
 
 class Encode(nn.Module):

@@ -206,7 +206,7 @@ class TeacherRun:
         return {"tokens": self.seen["p1.tokens"][-1]}, {"image": image}
 
     def _encode(self, step_idx: None) -> tuple[Tensors, Tensors]:
-        image, scale = _unit(self.seen["image"][0]), self.vae.config.latent_scale
+        image, scale = _unit(self.seen["image"][0]).clamp(0, 1), self.vae.config.latent_scale
         mean, std = (flatten_map(x * scale) for x in gaussian(self.vae.moments(image * 2 - 1)))
         return {"image": image}, {"tokens": mean, "std": std}
 
@@ -221,8 +221,8 @@ def _normal(shape: tuple[int, ...], *key: int) -> Tensor:
 
 
 def _unit(image: Tensor) -> Tensor:
-    """An image in [-1, 1], clamped, in [0, 1]."""
-    return (image / 2 + 0.5).clamp(0, 1)
+    """An image in [-1, 1] as one in [0, 1]."""
+    return image / 2 + 0.5
 
 
 def arrays(tensors: Tensors) -> Arrays:

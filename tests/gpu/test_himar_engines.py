@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.golden_data import assert_close
+from tests.himar_checkpoints import make_himar_bundle
 from tests.himar_golden import HiMARCase
-from tests.himar_graphs import Generation, Graphs
+from tests.himar_graphs import Graphs, generation_arrays
 from tests.tensorrt_build import build_engine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.trt]
@@ -38,10 +39,11 @@ class RecordedGraphs(Graphs):
 def graphs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, RecordedGraphs]:
-    case = HiMARCase("tiny_a.linear")
-    graphs = RecordedGraphs(case, tmp_path_factory.mktemp("himar"), request.param)
+    folder = tmp_path_factory.mktemp("himar")
+    graphs = RecordedGraphs(make_himar_bundle(folder, precision=request.param))
     graphs.calls = {}
-    Generation(case, graphs).arrays()
+    generation_arrays(HiMARCase("tiny_a.linear"), graphs)
+    graphs.run("decode", tokens=torch.zeros(2, 64, 16))
     return request.param, graphs
 
 
