@@ -209,8 +209,7 @@ class TeacherRun:
         return {"tokens": self.seen["p1.tokens"][-1]}, {"image": image}
 
     def _encode(self, step_idx: None) -> tuple[Tensors, Tensors]:
-        image = _unit(self.seen["image"][0]).clamp(0, 1)
-        scale = self.vae.config.latent_scale
+        image, scale = _unit(self.seen["image"][0]).clamp(0, 1), self.vae.config.latent_scale
         mean, std = (flatten_map(x * scale) for x in gaussian(self.vae.moments(image * 2 - 1)))
         return {"image": image}, {"tokens": mean, "std": std}
 
@@ -225,7 +224,7 @@ def _normal(shape: tuple[int, ...], *key: int) -> Tensor:
 
 
 def _unit(image: Tensor) -> Tensor:
-    """An image of which -1 and 1 are black and white, with 0 and 1 in their places."""
+    """An image in [-1, 1] as one in [0, 1]."""
     return image / 2 + 0.5
 
 

@@ -15,7 +15,7 @@ import torch
 from hmar.config import HIMAR_PRESETS
 from hmar.himar_checkpoint import check_himar_pair, load_himar, load_kl_vae
 from tests.himar_golden import HiMARCase, compare_generation, published_state, run_reference
-from tests.himar_graphs import Generation, Graphs
+from tests.himar_graphs import Graphs, generation_arrays
 from tests.himar_module_check import (
     check_dit_denoiser,
     check_mlp_denoiser,
