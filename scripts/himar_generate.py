@@ -71,10 +71,18 @@ def sampling_config(args: argparse.Namespace, defaults: HiMARSamplingConfig) -> 
 def settings(
     pipeline: HiMARPipeline, args: argparse.Namespace, count: int
 ) -> tuple[HiMARSamplingConfig, HiMARDraws | None]:
-    """Settings and randomness: the bundle's defaults and the seed, or those of a golden case."""
+    """Settings and randomness: the bundle's defaults and the seed, or those of a golden case.
+
+    Raises:
+        ValueError: the case is for another number of images.
+    """
     if args.draws is None:
         return sampling_config(args, pipeline.defaults), None
     case = read_case(Path(args.draws))
+    if case["sampler"].get("bsz") != count:
+        raise ValueError(
+            f"{args.draws}: the case is for {case['sampler'].get('bsz')} images, got {count} labels"
+        )
     sampling = sampling_config(args, case_sampling(case))
     model = pipeline.manifest.himar
     return sampling, CaseDraws(case["noise_seed"], sampling, model, count, slice(None))

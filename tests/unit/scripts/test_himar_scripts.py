@@ -95,11 +95,14 @@ def test_vectors_and_one_line_for_bad_input(tiny_himar_bundle: Path, tmp_path: P
     assert "2 images of 128 px" in done.stdout
 
     case = json.loads((HIMAR_GOLDEN / "tiny_a.iter1.json").read_text())
-    (tmp_path / "case.json").write_text(json.dumps({**case, "sampler": {}}))
+    (tmp_path / "case.json").write_text(json.dumps({**case, "sampler": {"bsz": 1}}))
     for arguments, message in (
         (("--labels", "10"), "label 10 is out of range: 0..9"),
         (("--labels", "1", "--draws", tmp_path / "case.json"), "the case has no 'num_iter'"),
-        (("--labels", "1", "--top-p", "0.5"), "--top-p: an option of HMAR"),
+        (
+            ("--labels", "1,2", "--draws", tmp_path / "case.json"),
+            "the case is for 1 images, got 2 labels",
+        ),
     ):
         done = generate(*common, *arguments)
         assert done.returncode == 1 and "Traceback" not in done.stderr
