@@ -13,7 +13,7 @@ from runtime.errors import BundleError
 from runtime.himar_config import HiMARSamplingConfig
 from runtime.himar_draws import HiMARDraws, SeededHiMARDraws
 from runtime.himar_trajectory import HiMARTrajectory, OnStep, StepEvent, decode, decode_small
-from runtime.pipeline_base import Pipeline
+from runtime.pipeline_base import NO_CLASS, Pipeline
 from runtime.stored import as_stored
 from runtime.trajectory import Cancel, Record, condition, to_uint8
 
@@ -112,7 +112,7 @@ class HiMARPipeline(Pipeline[HiMARSamplingConfig, HiMARDraws]):
         self._check_usable()
         if (labels is None) == (cond is None):
             raise ValueError("give either labels or cond")
-        given = self._rows(labels) if labels is not None else self._vectors(cond)
+        given = self._vectors(cond) if labels is None else self._classes(labels)
         total = len(given)
         indices = self._indices(image_index, total)
         draws = draws or SeededHiMARDraws(seed, indices)
@@ -163,6 +163,14 @@ class HiMARPipeline(Pipeline[HiMARSamplingConfig, HiMARDraws]):
         raise BundleError(
             "edit needs a bundle of HMAR; this one is of Hi-MAR, which has no editing yet"
         )
+
+    def _classes(self, labels: Sequence[int | str]) -> list[int]:
+        has_classes = self.manifest.himar.num_classes > 0
+        if not has_classes and any(label != NO_CLASS for label in labels):
+            raise ValueError(
+                "this bundle has no classes: give cond, one vector per image, or -1 for none"
+            )
+        return self._rows(labels)
 
     def _vectors(self, cond: np.ndarray | None) -> np.ndarray:
         width = self.manifest.himar.embed_dim

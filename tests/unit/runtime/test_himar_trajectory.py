@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,15 @@ def test_refused(runner: RecordingRunner, arguments: dict[str, Any], message: st
     with pytest.raises(ValueError, match=message):
         HiMARPipeline(runner, max_batch=2).generate(**arguments)
     assert not any(call.startswith("pivot") for call in runner.calls)
+
+
+def test_a_model_without_classes() -> None:
+    runner = RecordingRunner(model=replace(himar_manifest().himar, num_classes=0))
+    pipeline = HiMARPipeline(runner, max_batch=2)
+    pipeline.generate([-1])
+    pipeline.generate(cond=zeros(1, C))
+    with pytest.raises(ValueError, match="this bundle has no classes: give cond, one vector per"):
+        pipeline.generate([-1, 3])
 
 
 @pytest.mark.parametrize("verb", ["score", "edit"])
