@@ -106,6 +106,12 @@ def _slice(a: Attributes, x: Tensor, start: Tensor, stop: Tensor, axis: Tensor) 
     return x.narrow(int(axis), int(start), int(stop) - int(start))
 
 
+def _unsqueeze(a: Attributes, x: Tensor, axes: Tensor) -> Tensor:
+    for axis in axes.tolist():
+        x = x.unsqueeze(axis)
+    return x
+
+
 OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Add": lambda a, x, y: x + y,
     "Cast": lambda a, x: x.to(DTYPES[ir.DataType(a["to"])]),
@@ -135,6 +141,6 @@ OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Squeeze": lambda a, x, axes: x.squeeze(axes.tolist()),
     "Sub": lambda a, x, y: x - y,
     "Transpose": lambda a, x: x.permute(*a["perm"]),
-    "Unsqueeze": lambda a, x, axes: x.unsqueeze(int(axes)),
+    "Unsqueeze": _unsqueeze,
     "Where": lambda a, c, x, y: torch.where(c, x, y),
 }

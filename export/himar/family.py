@@ -70,7 +70,9 @@ class HiMARFamily(Family):
         lay_out(weights, self.model, self.vae, dtype)
 
     def builder(self, weights: WeightsFile, config: ExportConfig) -> GraphBuilder:
-        pieces = pieces_for(self.model.config, self.vae.config, config.dtype, config.opset)
+        # no piece depends on the number of classes, so that models of any number share them
+        sizes = replace(self.model.config, num_classes=0)
+        pieces = pieces_for(sizes, self.vae.config, config.dtype, config.opset)
         return GraphBuilder(pieces, weights)
 
     def verified_items(self, manifest: Manifest) -> int:

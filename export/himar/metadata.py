@@ -53,9 +53,15 @@ def sampling_defaults(
     if num_iter is not None:
         settings["num_iter"] = num_iter
     try:
-        return _checked(settings)
+        defaults = _checked(settings)
     except (TypeError, ValueError) as error:
         raise ExportError(f"{file or 'num_iter'}: not sampling settings ({error})") from error
+    if defaults.num_iter > config.num_dense:
+        raise ExportError(
+            f"{file or 'num_iter'}: num_iter is {defaults.num_iter}, and the model has only "
+            f"{config.num_dense} dense tokens to predict"
+        )
+    return defaults
 
 
 def _checked(settings: dict) -> HiMARSamplingDefaults:

@@ -34,29 +34,30 @@ class TeacherRun:
     """Feeds and references by graph, computed from one recorded generation."""
 
     def __init__(
-        self, model: HiMAR, vae: KLVAE, labels: tuple[int, ...], sampling: HiMARSampling
+        self,
+        model: HiMAR,
+        vae: KLVAE,
+        cond_BD: Tensor,
+        labels: tuple[int, ...],
+        sampling: HiMARSampling,
     ) -> None:
         """Runs the reference.
 
         Args:
-            labels: a class per image; -1 = none. For a model that is conditioned by vectors only
-                their number counts, and the vectors are drawn.
+            cond_BD: class embeddings, or other vectors in their place.
+            labels: the classes of these rows; empty where they are vectors.
         """
-        self.model, self.vae, self.labels, self.sampling = model, vae, labels, sampling
-        config = self.config = model.config
-        if config.num_classes:
-            self.cond_BD = model.cond(labels)
-        else:
-            self.cond_BD = _normal((len(labels), config.embed_dim), 0)
-        rng = np.random.RandomState(SEED % 2**32)
-        self.orders_BS = draw_orders(rng, len(labels), config)
-        P = config.num_pivots
+        self.model, self.vae, self.config = model, vae, model.config
+        self.cond_BD, self.labels, self.sampling = cond_BD, labels, sampling
+        rng = np.random.RandomState(SEED)
+        self.orders_BS = draw_orders(rng, len(cond_BD), self.config)
+        P = self.config.num_pivots
         self.order_BP, self.order_BN = self.orders_BS[:, :P], self.orders_BS[:, P:] - P
         self.seen: dict[str, list[Tensor]] = defaultdict(list)
-        generate(
-            model, vae, self.cond_BD, self.orders_BS, sampling, self.noise,
-            lambda name, value: self.seen[name].append(value),
-        )  # fmt: skip
+        generate(model, vae, cond_BD, self.orders_BS, sampling, self.noise, self._record)
+
+    def _record(self, name: str, value: Tensor) -> None:
+        self.seen[name].append(value)
 
     def noise(self, phase: Phase, step: int, positions_Bn: Tensor, draw: int) -> Tensor:
         """The numbers of `hmar.himar_reference.Noise`."""
@@ -65,7 +66,7 @@ class TeacherRun:
 
     def pivot_state(self, step_idx: int) -> PivotState:
         """The reference's state before a step of the pivot phase."""
-        step, B = self._pivot_plan()[step_idx], len(self.labels)
+        step, B = self._pivot_plan()[step_idx], len(self.cond_BD)
         known = torch.zeros(B, self.config.num_pivots, 1, dtype=torch.bool)
         known = known.scatter(1, self.order_BP[:, step.unknown :, None], True)
         return PivotState(
@@ -77,8 +78,7 @@ class TeacherRun:
     @property
     def label_N(self) -> Tensor:
         """Labels for the graph `cond`: of the images that have one, then no class."""
-        given = self.labels if self.config.num_classes else ()
-        return torch.tensor([*given, self.config.num_classes], dtype=torch.int32)
+        return torch.tensor([*self.labels, self.config.num_classes], dtype=torch.int32)
 
     @property
     def results(self) -> Tensors:
@@ -89,7 +89,7 @@ class TeacherRun:
     @property
     def small_z_BPD(self) -> Tensor:
         """Of every pivot the z of the step that predicted it."""
-        return self.seen["small_z"][0][: len(self.labels)]
+        return self.seen["small_z"][0][: len(self.cond_BD)]
 
     @torch.inference_mode()
     def case(self, spec: GraphSpec) -> tuple[Arrays, Arrays]:
@@ -108,9 +108,9 @@ class TeacherRun:
     # --- one method per kind of graph: (inputs, expected outputs) ---
 
     def _cond(self, step_idx: None) -> tuple[Tensors, Tensors]:
-        """All rows of the run, and the one without a class, which is the last of the table."""
-        given = [self.cond_BD] if self.config.num_classes else []
-        return {"label": self.label_N}, {"cond": torch.cat((*given, self.model.fake_latent))}
+        """Rows of the run that have a class, and the one without."""
+        rows = self.cond_BD[: len(self.labels)]
+        return {"label": self.label_N}, {"cond": torch.cat((rows, self.model.fake_latent))}
 
     def _pivot(self, step_idx: int | None) -> tuple[Tensors, Tensors]:
         """The graph for any step but the first is given the last one."""
@@ -162,14 +162,14 @@ class TeacherRun:
         In the second half they are those of the step before, without a class where the run was
         guided.
         """
-        positions, B = predicted(self.order_BP, self._pivot_plan()[-1]), len(self.labels)
+        positions, B = predicted(self.order_BP, self._pivot_plan()[-1]), len(self.cond_BD)
         before, last = self.seen["p1.z"][-2:]
         z = torch.cat((take(last[:B], positions), take(before[-B:], positions)))
         return self.model.pivot_denoiser, take(self.seen["p1.tokens"][-1], positions), z
 
     def _dense_states(self) -> tuple[Denoiser, Tensor, Tensor]:
         """Dense tokens of the last step; see `_pivot_states`."""
-        steps, B = self.seen["p2.z"], len(self.labels)
+        steps, B = self.seen["p2.z"], len(self.cond_BD)
         z = torch.cat((steps[-1][:B], steps[max(len(steps) - 2, 0)][-B:]))
         return self.model.dense_denoiser, self.seen["p2.tokens"][-1], z
 
@@ -217,6 +217,11 @@ class TeacherRun:
         return guided_rows(self.model, self.cond_BD, cfg)
 
 
+def condition_vectors(count: int, width: int) -> Tensor:
+    """Vectors (count, width) for a model that is conditioned by some."""
+    return _normal((count, width), 0)
+
+
 def _normal(shape: tuple[int, ...], *key: int) -> Tensor:
     """Standard normal numbers that depend on their key alone."""
     rng = np.random.default_rng((SEED, *key))
@@ -229,4 +234,5 @@ def _unit(image: Tensor) -> Tensor:
 
 
 def arrays(tensors: Tensors) -> Arrays:
+    """The same as NumPy arrays."""
     return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}

@@ -14,7 +14,7 @@ from export.certificate import Certificate, GraphParity, OutputParity
 from export.engines import BackendEngine, CpuEngine, Engine, Runner
 from export.himar.feeds import Tensors
 from export.himar.generation import GraphGeneration
-from export.himar.teacher import SAMPLING, SEED, TeacherRun, arrays
+from export.himar.teacher import SAMPLING, SEED, TeacherRun, arrays, condition_vectors
 from export.ladder import RMS_LIMIT, compare_values, output_parity, parity_error
 from hmar.himar import HiMAR
 from hmar.kl_vae import KLVAE
@@ -77,10 +77,14 @@ class GenerationCertificate(Certificate):
 def make_teacher(manifest: Manifest, model: HiMAR, vae: KLVAE) -> TeacherRun:
     """The generation that graphs are compared with."""
     sampling = replace(SAMPLING, num_iter=manifest.himar.num_iter)
-    classes = model.config.num_classes
-    if is_small(model):
-        return TeacherRun(model, vae, (0, classes - 1), sampling)
-    return TeacherRun(model, vae, (207 % max(classes, 1),), replace(sampling, re_cfg=1.0))
+    if not is_small(model):
+        sampling = replace(sampling, re_cfg=1.0)
+    classes, images = model.config.num_classes, 2 if is_small(model) else 1
+    if not classes:
+        vectors = condition_vectors(images, model.config.embed_dim)
+        return TeacherRun(model, vae, vectors, (), sampling)
+    labels = (0, classes - 1) if images == 2 else (207 % classes,)
+    return TeacherRun(model, vae, model.cond(labels), labels, sampling)
 
 
 def is_small(model: HiMAR) -> bool:
