@@ -9,8 +9,11 @@ the conditional half first); `n` pivots predicted in a step; `known` tokens. Pos
 in each grid; those in `source` run over both grids, pivots first.
 
 A denoiser is there twice, from the same weights: with guidance inside, on conditions of 2B rows,
-and unguided, on B rows. Where a model is conditioned by vectors, these are the `cond` of a step as
-they come, and the graph `cond` holds the one row without condition.
+and unguided, on B rows. The guided one of the pivots is there in two parts, too: `modulate_pivot`
+makes the modulations of its layers, from more than half of its weights, for all `T` time steps of a
+sampling at once, and `denoise_pivot_modulated` takes those of one. Where a model is conditioned by
+vectors, these are the `cond` of a step as they come, and the graph `cond` holds the one row without
+condition.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ class Catalogue:
             ),
             self._pivot(None, "known", "n"),
             *self._denoisers("denoise_pivot", "n", self.model.mlp_width),
+            *self._modulated_denoiser(),
             *(self._dense(k, N - step.unknown) for k, step in enumerate(dense_plan)),
             self._dense(None, "known"),
             *self._denoisers("denoise_dense", N, self.model.dit_width),
@@ -142,6 +146,31 @@ class Catalogue:
         return (
             StepSpec(kind=kind, inputs=(*state, cond("2B"), scale), outputs=outputs),
             StepSpec(kind=unguided, inputs=(*state, cond("B")), outputs=outputs),
+        )
+
+    def _modulated_denoiser(self) -> tuple[StepSpec, StepSpec]:
+        """The pivots' guided denoiser in two parts, the first for all time steps at once."""
+        width, vectors = self.model.mlp_width, 3 * self.model.mlp_depth + 2
+        head_cond = TensorSpec("head_cond", self.act, ("N", "n", width))
+
+        def modulation(*rows: str) -> TensorSpec:
+            return TensorSpec("modulation", self.act, (*rows, "n", vectors * width))
+
+        return (
+            StepSpec(
+                kind="modulate_pivot",
+                inputs=(TensorSpec("timestep", "int32", ("T",)), head_cond),
+                outputs=(modulation("T", "N"),),
+            ),
+            StepSpec(
+                kind="denoise_pivot_modulated",
+                inputs=(
+                    self._tokens("x", "B", "n"),
+                    modulation("2B"),
+                    TensorSpec("scale", "float32", (1,)),
+                ),
+                outputs=tuple(self._tokens(name, "B", "n") for name in ("noise", "variance")),
+            ),
         )
 
     def _image(self, side: int) -> TensorSpec:

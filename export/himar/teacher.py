@@ -150,6 +150,22 @@ class TeacherRun:
     def _denoise_pivot_unguided(self, step_idx: None) -> tuple[Tensors, Tensors]:
         return self._unguided(*self._pivot_states())
 
+    def _modulate_pivot(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        """For two time steps."""
+        denoiser, z = self.model.pivot_denoiser, self._pivot_states()[-1]
+        timesteps = torch.tensor([TIMESTEP, TIMESTEP // 2])
+        cond = denoiser.cond(z)
+        y = denoiser.time(timesteps)[:, None] + cond
+        layers = [*denoiser.res_blocks, denoiser.final_layer]
+        modulation = torch.cat([layer.adaLN_modulation(y) for layer in layers], dim=-1)
+        return {"timestep": timesteps, "head_cond": cond}, {"modulation": modulation}
+
+    def _denoise_pivot_modulated(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        feeds, expected = self._denoise_pivot(None)
+        modulation = self._modulate_pivot(None)[1]["modulation"][0]
+        given = {name: feeds[name] for name in ("x", "scale")}
+        return {**given, "modulation": modulation}, expected
+
     def _denoise_dense(self, step_idx: None) -> tuple[Tensors, Tensors]:
         return self._guided(*self._dense_states())
 

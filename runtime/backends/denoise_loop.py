@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -24,6 +24,11 @@ from runtime.normals import NOISE, second_word
 logger = logging.getLogger(__name__)
 
 MAX_GRAPHS = 16
+MODULATED: tuple[Kind, Kind] = ("modulate_pivot", "denoise_pivot_modulated")
+"""The parts of the pivots' guided denoiser."""
+
+Call = Callable[[int], dict[str, Any]]
+"""Number of the call in a sampling -> results of the denoiser."""
 
 
 class LoopPlan(NamedTuple):
@@ -34,6 +39,7 @@ class LoopPlan(NamedTuple):
     length: int
     timesteps: tuple[int, ...]
     has_held: bool
+    is_modulated: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +61,8 @@ class DenoiseLoop:
     """The work of one plan, captured once and replayed.
 
     Args:
-        runner: keeps what it returns on `device`, in `pool`.
-        pool: of buffers that nothing else holds values in while a sampling runs.
+        runner: keeps what it returns on `device`, in memory that later samplings write to.
+        pool: of what this one keeps.
     """
 
     def __init__(
@@ -70,7 +76,7 @@ class DenoiseLoop:
     ) -> None:
         self._plan, self._schedule = plan, schedule
         self._runner, self._kernels, self._device = runner, kernels, device
-        manifest, (_, B, n, _, _) = runner.manifest, plan
+        manifest, B, n = runner.manifest, plan.batch, plan.length
         self._name = manifest.graph(plan.kind)
         self._channels = manifest.himar.token_channels
         specs = {spec.name: spec for spec in manifest.graphs[self._name].inputs}
@@ -94,6 +100,10 @@ class DenoiseLoop:
             device.zero(value.buffer.address, value.buffer.nbytes)
         self._state, self._first = new("float32", tokens, pool), new("float32", tokens, pool)
         self._timestep = new("int32", (1,), pool)
+        # in the order in which they are visited
+        self._timesteps = new("int32", (schedule.num_steps,), pool)
+        visited = np.array(schedule.timesteps[::-1], np.int32)
+        device.upload(self._timesteps.buffer.address, visited)
         start = time.perf_counter()
         self._enqueue()  # whatever is made at first use is made now
         self._graph: Graph = device.capture(self._enqueue)
@@ -112,16 +122,10 @@ class DenoiseLoop:
 
     def _enqueue(self) -> None:
         schedule = self._schedule
-        feeds = {
-            "x": self._state,
-            "timestep": self._timestep,
-            "head_cond": self.inputs.head_cond,
-        }
-        if self._is_guided:
-            feeds["scale"] = self.inputs.scale
         self._kernels.start(**self._arguments(), **self._before(schedule.num_steps - 1))
+        call = self._modulated() if self._plan.is_modulated else self._whole()
         for j, i in enumerate(reversed(range(schedule.num_steps))):
-            results = self._runner.run(self._name, feeds)
+            results = call(j)
             variance = results.get("variance")
             upper, lower = schedule.fixed_log_variance, schedule.fixed_log_variance
             if variance is not None:
@@ -142,6 +146,25 @@ class DenoiseLoop:
                 log_upper=float(upper[i]),
                 log_lower=float(lower[i]),
             )
+
+    def _whole(self) -> Call:
+        """The denoiser's graph, which reads the time step from the device."""
+        feeds = {
+            "x": self._state,
+            "timestep": self._timestep,
+            "head_cond": self.inputs.head_cond,
+        }
+        if self._is_guided:
+            feeds["scale"] = self.inputs.scale
+        return lambda j: self._runner.run(self._name, feeds)
+
+    def _modulated(self) -> Call:
+        """The denoiser in two parts, after running the first for all time steps."""
+        modulate, name = (self._runner.manifest.graph(kind) for kind in MODULATED)
+        feeds = {"timestep": self._timesteps, "head_cond": self.inputs.head_cond}
+        modulation_T2BnM = self._runner.run(modulate, feeds)["modulation"]
+        state = {"x": self._state, "scale": self.inputs.scale}
+        return lambda j: self._runner.run(name, {**state, "modulation": modulation_T2BnM[j]})
 
     def _arguments(self) -> dict[str, Any]:
         """What both kernels take."""
@@ -173,6 +196,8 @@ class DenoiseLoops:
     Args:
         runner: makes the runner that works in a pool.
         batches: sizes that there are engines for, ascending.
+        modulated: diffusion steps and rows that there are engines for, of the pivots' denoiser in
+            two parts.
     """
 
     def __init__(
@@ -181,10 +206,13 @@ class DenoiseLoops:
         kernels: DiffusionKernels,
         device: Device,
         batches: Sequence[int],
+        modulated: Collection[tuple[int, int]],
     ) -> None:
+        self._modulated = frozenset(modulated)
         self._kernels, self._device, self._batches = kernels, device, tuple(batches)
-        self._pool = BufferPool(device)
-        self._runner = runner(self._pool)
+        # a replayed graph writes its results where they were when it was captured
+        self._kept, self._results = BufferPool(device), BufferPool(device)
+        self._runner = runner(self._results)
         self._made: OrderedDict[LoopPlan, DenoiseLoop] = OrderedDict()
 
     def __call__(
@@ -192,19 +220,22 @@ class DenoiseLoops:
     ) -> np.ndarray:
         """Tokens (B, n, C) float32, as of `StepRunner.denoise`."""
         B, n = step.positions.shape
+        batch = next(b for b in self._batches if b >= B)
+        in_two_parts = (step.schedule.num_steps, 2 * batch) in self._modulated
         plan = LoopPlan(
             kind=step.kind,
-            batch=next(b for b in self._batches if b >= B),
+            batch=batch,
             length=n,
             timesteps=step.schedule.timesteps,
             has_held=step.held is not None,
+            is_modulated=in_two_parts and step.kind == "denoise_pivot",
         )
         loop = self._made.get(plan)
         if loop is None:
             while len(self._made) >= MAX_GRAPHS:
                 self._made.popitem(last=False)[1].close()
             loop = DenoiseLoop(
-                plan, step.schedule, self._runner, self._kernels, self._device, self._pool
+                plan, step.schedule, self._runner, self._kernels, self._device, self._kept
             )
             self._made[plan] = loop
         self._made.move_to_end(plan)
@@ -239,7 +270,8 @@ class DenoiseLoops:
         for loop in self._made.values():
             loop.close()
         self._made.clear()
-        self._pool.close()
+        self._kept.close()
+        self._results.close()
 
 
 def copy_halves(device: Device, target: DeviceValue, source: DeviceValue, halves: int) -> None:

@@ -16,8 +16,8 @@ from plugins_trt.loader import PluginError, open_library
 from runtime.backends.base import StepRunner
 from runtime.backends.cuda import CudaDevice, Device
 from runtime.backends.decoder_engine import DecoderEngine
-from runtime.backends.denoise_loop import DenoiseLoops
-from runtime.backends.device_values import Buffer, BufferPool, DeviceValue
+from runtime.backends.denoise_loop import MODULATED, DenoiseLoops
+from runtime.backends.device_values import BufferPool, DeviceValue, Memory
 from runtime.backends.diffusion_kernels import WORDS, CudaDiffusionKernels, DiffusionKernels
 from runtime.backends.generation import Generations
 from runtime.backends.kernel_library import KernelLibrary
@@ -96,7 +96,9 @@ class TensorRTRunner(StepRunner):
             else Generations(self._in_pool, kernels, device, batches, self._out_of_memory)
         )
         self._loops = (
-            None if diffusion is None else DenoiseLoops(self._in_pool, diffusion, device, batches)
+            None
+            if diffusion is None
+            else DenoiseLoops(self._in_pool, diffusion, device, batches, self._modulated())
         )
 
     def _in_pool(self, pool: BufferPool) -> TensorRTRunner:
@@ -193,7 +195,7 @@ class TensorRTRunner(StepRunner):
             for o in spec.outputs
         ]
 
-    def _on_device(self, spec: TensorSpec, value: Any, sizes: Dims) -> Buffer:
+    def _on_device(self, spec: TensorSpec, value: Any, sizes: Dims) -> Memory:
         """A buffer that holds an input of a profile's size.
 
         Rows of padding are like the first, so that they are valid, or zero where the value is on
@@ -242,6 +244,14 @@ class TensorRTRunner(StepRunner):
         if self._loops is None or not isinstance(head_cond, DeviceValue):
             return None
         return self._loops(step, head_cond, images, seed)
+
+    def _modulated(self) -> set[tuple[int, int]]:
+        """Diffusion steps of the pivots, and rows, that there are engines for modulations of."""
+        graphs = self.manifest.graphs
+        kinds = {graphs[name].kind: engine for name, engine in self._engines.items()}
+        if not kinds.keys() >= set(MODULATED):
+            return set()
+        return {(profile["T"], profile["N"]) for profile in kinds[MODULATED[0]].profiles}
 
     def _out_of_memory(self, what: str, batch: int, error: Exception) -> DeviceMemoryError:
         batches = {p["B"] for e in self._engines.values() for p in e.profiles if "B" in p}

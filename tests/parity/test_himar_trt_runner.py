@@ -85,6 +85,21 @@ def test_golden_generation_call_by_call(bundle: Bundle) -> None:
     assert device.captures == 0
 
 
+def test_modulations_of_all_diffusion_steps_at_once(
+    bundle: Bundle, expected: dict[str, np.ndarray]
+) -> None:
+    """As engines are built for: with the bundle's own diffusion steps."""
+    quick = replace(bundle.manifest.sampling, pivot_diffusion_steps=QUICK.pivot_diffusion_steps)
+    quick_bundle = replace(bundle, manifest=replace(bundle.manifest, sampling=quick))
+    runner, _ = host_runner(quick_bundle, EngineOptions(batches=(1, 4)), has_kernels=True)
+    trace = Trace()
+    with HiMARPipeline(runner, max_batch=4) as pipeline:
+        pipeline.generate(LABELS, image_index=INDEX, seed=9, sampling=QUICK, trace=trace)
+        check(trace.arrays(), expected)
+        used = {name for name, engine in runner._engines.items() if engine.used}
+    assert {"modulate_pivot", "denoise_pivot_modulated"} <= used and "denoise_pivot" not in used
+
+
 @pytest.mark.parametrize("layout", ["profiles", "per-scale"])
 def test_without_guidance(bundle: Bundle, layout: Layout) -> None:
     options = EngineOptions(batches=(2,), guidance="any", layout=layout)

@@ -54,4 +54,4 @@ def test_first_steps_take_no_tokens() -> None:
 
 def test_names_are_distinct() -> None:
     names = [s.name for s in Catalogue(BASE, KLVAEConfig(), "fp16", 12).steps()]
-    assert len(names) == len(set(names)) == 32 + 12 + 10
+    assert len(names) == len(set(names)) == 32 + 12 + 12

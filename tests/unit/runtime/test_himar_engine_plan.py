@@ -43,7 +43,8 @@ def planned(manifest: Manifest, options: EngineOptions) -> dict[str, EngineSpec]
 def test_weights_of_a_phase_are_in_two_engines(base: Manifest) -> None:
     engines = planned(base, EngineOptions(batches=(1, 32)))
     assert list(engines) == [
-        *("cond", "pivot_00", "pivot", "denoise_pivot", "dense_00", "dense", "denoise_dense"),
+        *("cond", "pivot_00", "pivot", "denoise_pivot", "modulate_pivot"),
+        *("denoise_pivot_modulated", "dense_00", "dense", "denoise_dense"),
         *("decode_pivot", "decode", "encode"),
     ]
     assert engines["pivot_00"].profiles == ({"N": 2}, {"N": 64})
@@ -53,8 +54,17 @@ def test_weights_of_a_phase_are_in_two_engines(base: Manifest) -> None:
     assert engines["denoise_pivot"].profiles == tuple(
         {"B": b, "2B": 2 * b, "n": n} for n in (1, 2, 3) for b in (1, 32)
     )
+    # two time steps are the manifest's default
+    assert engines["modulate_pivot"].profiles[-1] == {"N": 64, "T": 2, "n": 3}
+    assert engines["denoise_pivot_modulated"].profiles == engines["denoise_pivot"].profiles
     assert engines["denoise_dense"].profiles == ({"B": 1, "2B": 2}, {"B": 32, "2B": 64})
     assert engines["decode"].profiles == ({"B": 1}, {"B": 32})
+
+
+def test_modulations_of_many_images_would_take_too_much_memory(base: Manifest) -> None:
+    engines = planned(base, EngineOptions(batches=(8, 64)))
+    assert {p["N"] for p in engines["modulate_pivot"].profiles} == {16}
+    assert "modulate_pivot" not in planned(base, EngineOptions(batches=(64,)))
 
 
 def test_an_engine_for_every_step(base: Manifest) -> None:
