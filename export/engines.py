@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,12 +45,13 @@ class Engine(Protocol):
 class CpuEngine:
     """ONNX Runtime's CPU provider; PyTorch, op by op, for graphs whose bfloat16 it cannot run.
 
-    Sessions of the graphs in `kept` are kept, the others are made for each run.
+    Sessions map the weights that they use, and a page counts as memory once per session that maps
+    it: so only the last few are kept, `kept` of them, at least one.
     """
 
     name = ENGINE
 
-    def __init__(self, folder: Path, manifest: Manifest, kept: Collection[str]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, kept: int) -> None:
         self.folder, self.manifest, self.kept = folder, manifest, kept
         self._sessions: dict[str, GraphSession | TorchGraph] = {}
         self._stand_ins: set[str] = set()
@@ -61,10 +62,12 @@ class CpuEngine:
         Raises:
             ParityError: the graph's inputs or outputs are not those of the manifest.
         """
-        session = self._sessions.get(graph) or self._open(graph)
-        if graph in self.kept:
-            self._sessions[graph] = session
-        return {name: array.astype(np.float32) for name, array in session.run(feeds).items()}
+        if graph not in self._sessions:
+            while len(self._sessions) >= self.kept:  # the oldest goes before the next one comes
+                self._sessions.pop(next(iter(self._sessions)))
+            self._sessions[graph] = self._open(graph)
+        results = self._sessions[graph].run(feeds)
+        return {name: array.astype(np.float32) for name, array in results.items()}
 
     def stand_in(self, graph: str) -> str | None:
         return TORCH_ENGINE if graph in self._stand_ins else None

@@ -18,26 +18,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.cli import parser, run
-from tests.checkpoints import write_pth
+from tests.checkpoints import published_config, write_pth
 from tests.golden_data import Case
-from tests.himar_checkpoints import CASES as HIMAR_CASES
+from tests.himar_checkpoints import CASES as HIMAR
 from tests.himar_checkpoints import write_himar, write_kl_vae
 
-HMAR_CASES = {
-    "tiny": ("hmar", "vae"),
-    "tiny_stages": ("nsp", "mp", "vae"),
-    "d16_256": ("hmar", "vae"),
-}
+GOLDEN = {"tiny": ("hmar", "vae"), "tiny_stages": ("nsp", "mp", "vae"), "d16_256": ("hmar", "vae")}
+OTHERS = {"d20_256": (20, 256), "d24_256": (24, 256), "d24_512": (24, 512), "d30_256": (30, 256)}
+"""Published sizes without golden traces: depth, and side in pixels."""
 
 
 def parse_args() -> argparse.Namespace:
     p = parser(__doc__)
     p.add_argument(
         "--case",
-        choices=(*HMAR_CASES, *HIMAR_CASES),
+        choices=(*GOLDEN, *OTHERS, *HIMAR),
         default="tiny",
-        help="golden case, of HMAR (tiny, tiny_stages, d16_256) or of Hi-MAR (tiny_a, narrow, "
-        "himar_base); d16_256 takes 2.3 GB and a minute, himar_base 1.3 GB",
+        help="golden case, or another published size; d16_256 takes 2.3 GB, d30_256 10.7 GB; of "
+        "Hi-MAR are tiny_a, narrow, and himar_base with 1.2 GB",
     )
     p.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder to write the files to"
@@ -47,12 +45,15 @@ def parse_args() -> argparse.Namespace:
 
 def write(case: str, folder: Path) -> Iterator[Path]:
     """Writes the files of a case one after the other."""
-    if case in HIMAR_CASES:
+    if case in HIMAR:
         yield write_himar(folder, case)
         yield write_kl_vae(folder, case)
         return
-    config = Case(case).config
-    for kind in HMAR_CASES[case]:
+    if case in OTHERS:
+        kinds, config = ("hmar", "vae"), published_config(*OTHERS[case])
+    else:
+        kinds, config = GOLDEN[case], Case(case).config
+    for kind in kinds:
         yield write_pth(folder, kind, config)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from tests.golden_data import Case
 from tests.himar_checkpoints import make_himar_bundle
 from tests.plugin_build import PluginBuild, build_ort, finish_plugins, start_plugins
 from tests.tensorrt_build import rtx_version
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the other cores belong to the other workers
 
 STARTED_BUILD = pytest.StashKey[subprocess.Popen[bytes]]()
 
@@ -74,6 +78,31 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         os.killpg(started.pid, signal.SIGTERM)
 
 
+def shared_bundle(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Path]) -> Path:
+    """A bundle that `make` writes into a folder as `bundle`, once for all workers of a run."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / name
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            made = root / f"{name}.making"
+            made.mkdir(exist_ok=True)
+            make(made)
+            made.rename(folder)
+    return folder / "bundle"
+
+
+def shared_tiny_bundle(factory: pytest.TempPathFactory, precision: str) -> Path:
+    """The tiny case's bundle."""
+    return shared_bundle(
+        factory,
+        f"tiny-{precision}",
+        lambda folder: make_bundle(folder, Case("tiny"), precision=precision),
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Case:
     return Case("tiny")
@@ -81,7 +110,7 @@ def tiny() -> Case:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("tiny"), Case("tiny"))
+    return shared_tiny_bundle(tmp_path_factory, "fp32")
 
 
 @pytest.fixture(scope="session")
@@ -92,17 +121,17 @@ def tiny_pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
 
 @pytest.fixture(scope="session")
 def tiny_fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("tiny-fp16"), Case("tiny"), precision="fp16")
+    return shared_tiny_bundle(tmp_path_factory, "fp16")
 
 
 @pytest.fixture(scope="session")
 def tiny_bf16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("tiny-bf16"), Case("tiny"), precision="bf16")
+    return shared_tiny_bundle(tmp_path_factory, "bf16")
 
 
 @pytest.fixture(scope="session")
 def tiny_himar_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_himar_bundle(tmp_path_factory.mktemp("tiny-himar"))
+    return shared_bundle(tmp_path_factory, "tiny-himar", make_himar_bundle)
 
 
 @pytest.fixture(scope="session")

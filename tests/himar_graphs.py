@@ -34,7 +34,7 @@ class Graphs:
 
     @cached_property
     def _engine(self) -> CpuEngine:
-        return CpuEngine(self.bundle.folder, self.bundle.manifest, kept=self.steps)
+        return CpuEngine(self.bundle.folder, self.bundle.manifest, kept=len(self.steps))
 
     def run(self, name: str, **feeds: Tensor) -> list[Tensor]:
         wanted = {spec.name for spec in self.steps[name].inputs}
