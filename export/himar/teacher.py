@@ -26,7 +26,7 @@ from hmar.quant import flatten_map
 from runtime.bundle import GraphSpec
 
 SEED = 20250611
-SAMPLING = HiMARSampling(cfg=2.5, re_cfg=2.7, pivot_respacing="3,2,1,0", dense_respacing="2,1,1,0")
+SAMPLING = HiMARSampling(cfg=2.5, re_cfg=2.7, pivot_respacing="2,1,1,0", dense_respacing="1,1,1,0")
 TIMESTEP, WEIGHT = 400, 1.75  # of single calls of a denoiser
 
 

@@ -28,7 +28,7 @@ FP32_GENERATION_LIMIT = 2e-4
 # Larger models, by parameters, are verified on one image, its pivots without guidance, and only
 # the last pivot steps of the generation run on the graphs' own results: to save time.
 SMALL_BELOW = 50_000_000
-LAST_PIVOT_STEPS = 4
+LAST_PIVOT_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
