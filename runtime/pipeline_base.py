@@ -15,7 +15,7 @@ import numpy as np
 from runtime.backends.base import StepRunner
 from runtime.backends.placement import load_runner
 from runtime.bundle import Bundle, Kind, Manifest
-from runtime.config import AttentionKind, BackendConfig, BackendName, DecoderKind
+from runtime.config import AttentionKind, BackendConfig, BackendName, KernelUse
 from runtime.errors import PipelineUseError
 from runtime.trajectory import Cancel, Record
 
@@ -49,7 +49,8 @@ class Pipeline(ABC, Generic[Sampling, Draws]):
         attention: AttentionKind = "function",
         placement: Mapping[Kind, BackendName] | None = None,
         engines: Path | None = None,
-        decoder: DecoderKind = "auto",
+        decoder: KernelUse = "auto",
+        transformer: KernelUse = "auto",
         nvtx: bool = False,
     ) -> Pipeline[Any, Any]:
         """Opens a bundle after checking its files against the manifest.
@@ -57,7 +58,7 @@ class Pipeline(ABC, Generic[Sampling, Draws]):
         Args:
             bundle: the bundle folder.
             backend, threads, max_batch, check_weights, attention, placement, engines, decoder,
-                nvtx: see `BackendConfig`.
+                transformer, nvtx: see `BackendConfig`.
 
         Raises:
             BundleError: the folder is no bundle, or a file is missing or altered.
@@ -72,6 +73,7 @@ class Pipeline(ABC, Generic[Sampling, Draws]):
             engines=engines,
             attention=attention,
             decoder=decoder,
+            transformer=transformer,
             nvtx=nvtx,
         )
         opened = Bundle.open(bundle)
