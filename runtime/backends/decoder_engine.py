@@ -10,8 +10,9 @@ from plugins_trt.decoder.weights import prepare
 from runtime.backends.cuda import Device
 from runtime.backends.kernel_library import Kernels
 from runtime.backends.planned_engine import DeviceArrays, PlannedEngine, tensor_reader
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, Manifest
 from runtime.decoder_plan import DecoderSizes, check_weights, plan_decoder, read_sizes
+from runtime.launches import KernelTable
 
 
 def decoder_engine(
@@ -39,10 +40,20 @@ def decoder_engine(
     return PlannedEngine(kernels, device, profiles, plans, weights, weights.nbytes)
 
 
+def checked_sizes(manifest: Manifest, table: KernelTable) -> DecoderSizes:
+    """Sizes of a bundle's decoder.
+
+    Raises:
+        BackendUnavailableError: there are no kernels for it.
+    """
+    sizes = read_sizes(manifest)
+    check_weights(plan_decoder(sizes, 1, table).weights, manifest)
+    return sizes
+
+
 def decoder_of_bundle(
     bundle: Bundle, kernels: Kernels, device: Device, batches: Sequence[int]
 ) -> PlannedEngine:
     """The decoder of a bundle; raises as `decoder_engine` does."""
-    sizes = read_sizes(bundle.manifest)
-    check_weights(plan_decoder(sizes, batches[0], kernels.table).weights, bundle.manifest)
+    sizes = checked_sizes(bundle.manifest, kernels.table)
     return decoder_engine(kernels, device, sizes, batches, tensor_reader(bundle))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 from plugins_trt.loader import PluginError, open_library
 from runtime.backends.cuda import CudaDevice
-from runtime.backends.decoder_engine import decoder_of_bundle
-from runtime.backends.glue_engine import glue_engines
-from runtime.backends.kernel_library import KernelLibrary, Part
+from runtime.backends.decoder_engine import checked_sizes, decoder_of_bundle
+from runtime.backends.glue_engine import glue_engines, planned_glue
+from runtime.backends.kernel_library import KernelLibrary, Part, read_table
 from runtime.backends.planned_engine import PlannedEngine
-from runtime.backends.transformer_engine import transformer_engines
+from runtime.backends.transformer_engine import planned_passes, transformer_engines
 from runtime.bundle import Bundle, Kind
 from runtime.config import BackendConfig
 from runtime.errors import BackendUnavailableError
 from runtime.glue_plan import GLUE
+from runtime.launches import KernelTable
 from runtime.transformer_plan import PASSES
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,31 @@ KINDS: dict[Setting, tuple[Kind, ...]] = {
     "transformer": (*PASSES, *GLUE, "ns", "mask"),
 }
 """Kinds of graph that a setting is about."""
+
+
+def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[Kind]:
+    """Kinds of graph that kernels of the built library can run on a GPU, which need not be here."""
+
+    def decoder(table: Callable[[Part], KernelTable]) -> None:
+        checked_sizes(bundle.manifest, table("decoder"))
+
+    def transformer(table: Callable[[Part], KernelTable]) -> None:
+        planned_glue(bundle.manifest, table("glue"), batches)
+        planned_passes(bundle.manifest, table("transformer"), batches)
+
+    checks: dict[Setting, Callable[[Callable[[Part], KernelTable]], None]] = {
+        "decoder": decoder,
+        "transformer": transformer,
+    }
+    kinds: set[Kind] = set()
+    for setting, check in checks.items():
+        try:
+            check(partial(read_table, open_library("trt").path, gpu=gpu))
+        except (PluginError, BackendUnavailableError) as error:
+            logger.info("%s: TensorRT, since %s", setting, error)
+        else:
+            kinds |= set(KINDS[setting])
+    return kinds
 
 
 def kernel_engines(

@@ -14,6 +14,9 @@ from runtime.engine_plan import Dims
 from runtime.launches import ARRIVALS, LaunchPlan
 from runtime.stages import align
 
+Planned = dict[str, tuple[Sequence[Dims], Sequence[LaunchPlan]]]
+"""By graph: its profiles, and a plan of each."""
+
 
 class DeviceArrays:
     """Arrays in one piece of a device's memory, in their order; several engines may read them.
