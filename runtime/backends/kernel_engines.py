@@ -74,8 +74,6 @@ def kernel_engines(
         return {bundle.manifest.graph("decode"): engine}
 
     def transformer(kernels: Callable[[Part], KernelLibrary]) -> Engines:
-        if bundle.manifest.family != "hmar":
-            raise BackendUnavailableError("the transformer's kernels are for HMAR")
         glue = glue_engines(bundle, kernels("glue"), device, batches)
         try:
             return glue | transformer_engines(bundle, kernels("transformer"), device, batches)

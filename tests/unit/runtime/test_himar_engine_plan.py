@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 from export.himar.steps import Catalogue
 from hmar.config import HIMAR_PRESETS, KLVAEConfig
 from runtime.bundle import GraphSpec, Manifest
+from runtime.decoder_plan import read_sizes
 from runtime.engine_plan import EngineOptions, EngineSpec, pad_rows, plan_engines, select_profile
+from runtime.errors import BackendUnavailableError
+from runtime.glue_plan import check_tensors
 from tests.unit.runtime.manifests import himar_manifest
 
 BASE = HIMAR_PRESETS["himar-base-256"]
@@ -95,6 +99,12 @@ def test_profiles_are_taken_for_fewer_images_but_not_for_fewer_tokens(base: Mani
     chosen = select_profile(profiles, {"B": 3, "2B": 6, "n": 2}, 8)
     assert chosen is not None and profiles[chosen] == {"B": 4, "2B": 8, "n": 2}
     assert select_profile(profiles, {"B": 1, "2B": 2, "n": 4}, 8) is None
+
+
+@pytest.mark.parametrize("check", [check_tensors, read_sizes])
+def test_kernels_of_the_other_family(base: Manifest, check: Callable[[Manifest], object]) -> None:
+    with pytest.raises(BackendUnavailableError, match="kernels are for HMAR"):
+        check(base)
 
 
 @pytest.mark.parametrize(("halves", "expected"), [(1, [1, 2, 3, 4, 1, 1]), (2, [1, 2, 1, 3, 4, 3])])
