@@ -53,7 +53,10 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--vae", type=Path, metavar="FILE", help="tokenizer, for PyTorch")
     p.add_argument("--cfg", type=float, help="guidance strength (default: the bundle's)")
     p.add_argument(
-        "--schedule", default="default", metavar="S", help="masked passes: default, none, or JSON"
+        "--schedule",
+        default="default",
+        metavar="S",
+        help="masked passes: default, fast, quality, cosine:N, or JSON",
     )
     himar_generate.add_sampling_options(p)
     p.add_argument("--engines", type=Path, metavar="DIR", help="for trt: folder of engines")
@@ -89,7 +92,9 @@ def make_sampling(args: argparse.Namespace, manifest: Manifest) -> Sampling:
     return replace(
         defaults,
         cfg=defaults.cfg if args.cfg is None else args.cfg,
-        mask_schedule=parse_schedule(args.schedule, defaults.mask_schedule),
+        mask_schedule=parse_schedule(
+            args.schedule, defaults.mask_schedule, manifest.hmar.patch_nums
+        ),
     )
 
 

@@ -15,6 +15,8 @@ OPTIONS: dict[Family, dict[str, Any]] = {
         "schedule": "default",
         "context": "scale",
         "trace_logits": False,
+        "strip": None,
+        "animate": None,
     },
     "himar": {
         "num_iter": None,

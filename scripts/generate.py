@@ -29,6 +29,7 @@ from scripts import himar_generate
 from scripts.cli import ProgressBar, joined, parse_placement, parser, run
 from scripts.families import check_options
 from scripts.images import check_writable, with_captions, write_grid
+from scripts.previews import Previews
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,6 +75,15 @@ def parse_args() -> argparse.Namespace:
         help="Hi-MAR: also write the small images",
     )
     himar_generate.add_sampling_options(p)
+    add_run_arguments(p)
+    args = p.parse_args(joined(sys.argv[1:], "--labels"))
+    if (args.labels is None) == (args.cond is None):
+        p.error("give --labels, or --cond in their place")
+    return args
+
+
+def add_run_arguments(p: argparse.ArgumentParser) -> None:
+    """Settings, previews, backend and verification, which scripts/edit.py takes too."""
     p.add_argument("--cfg", type=float, help="guidance strength (default: the bundle's)")
     p.add_argument(
         "--top-k", type=int, help="keep the k largest logits, 0 = off (default: the bundle's)"
@@ -85,7 +95,7 @@ def parse_args() -> argparse.Namespace:
         "--schedule",
         default="default",
         metavar="S",
-        help="masked passes: default, none, or JSON such as '[[1],[1,3],…]'",
+        help="masked passes: default, fast (none), quality, cosine:N, or JSON as '[[1],[1,3],…]'",
     )
     p.add_argument(
         "--context",
@@ -126,10 +136,12 @@ def parse_args() -> argparse.Namespace:
     p.add_argument(
         "--trace-logits", action="store_true", help="also write raw and guided logits to the trace"
     )
-    args = p.parse_args(joined(sys.argv[1:], "--labels"))
-    if (args.labels is None) == (args.cond is None):
-        p.error("give --labels, or --cond in their place")
-    return args
+    p.add_argument(
+        "--strip", type=Path, metavar="FILE", help="also write what each scale adds, side by side"
+    )
+    p.add_argument(
+        "--animate", type=Path, metavar="FILE", help="also write it as an animation (.gif or .webp)"
+    )
 
 
 def parse_labels(text: str) -> list[int | str]:
@@ -140,7 +152,8 @@ def parse_labels(text: str) -> list[int | str]:
     return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
 
 
-def sampling_config(args: argparse.Namespace, defaults: SamplingConfig) -> SamplingConfig:
+def sampling_config(args: argparse.Namespace, pipeline: HMARPipeline) -> SamplingConfig:
+    defaults, patch_nums = pipeline.defaults, pipeline.manifest.hmar.patch_nums
     schedule = None if args.context == "prefix" and args.schedule == "default" else args.schedule
     return SamplingConfig(
         cfg=defaults.cfg if args.cfg is None else args.cfg,
@@ -148,7 +161,7 @@ def sampling_config(args: argparse.Namespace, defaults: SamplingConfig) -> Sampl
         top_p=defaults.top_p if args.top_p is None else args.top_p,
         mask_schedule=None
         if schedule is None
-        else parse_schedule(schedule, defaults.mask_schedule),
+        else parse_schedule(schedule, defaults.mask_schedule, patch_nums),
         context=args.context,
     )
 
@@ -164,6 +177,7 @@ def generate(
     args: argparse.Namespace,
     labels: Sequence[int | str],
     progress: ProgressBar,
+    previews: Previews,
     trace: Trace | None,
 ) -> np.ndarray:
     """Images of HMAR, (B, H, W, 3) uint8."""
@@ -175,15 +189,16 @@ def generate(
             done,
             len(labels) * event.num_scales,
         )
+        previews(event)
 
     return pipeline.generate(
         labels,
         seed=args.seed,
         image_index=range(args.first_index, args.first_index + len(labels)),
-        sampling=sampling_config(args, pipeline.defaults),
+        sampling=sampling_config(args, pipeline),
         draws=make_draws(args.draws),
         # the backend trt then runs everything at once, in less time than a bar is worth
-        on_scale=None if args.backend == "trt" else report,
+        on_scale=None if args.backend == "trt" and not previews.are_wanted else report,
         trace=trace,
     )
 
@@ -191,9 +206,10 @@ def generate(
 def main() -> None:
     args = parse_args()
     labels = None if args.labels is None else parse_labels(args.labels)
-    for path in filter(None, (args.out, args.trace, args.small_out)):
+    for path in filter(None, (args.out, args.trace, args.small_out, args.strip, args.animate)):
         check_writable(path)
     trace = Trace(logits=args.trace_logits) if args.trace else None
+    previews = Previews(strip=args.strip, animation=args.animate)
     with (
         Pipeline.load(
             args.bundle,
@@ -210,12 +226,13 @@ def main() -> None:
         if isinstance(pipeline, HiMARPipeline):
             images = himar_generate.generate(pipeline, args, labels, progress, trace)
         else:
-            images = generate(pipeline, args, labels, progress, trace)
+            images = generate(pipeline, args, labels, progress, previews, trace)
         seconds = time.perf_counter() - start
         backend = pipeline.runner.name
     if args.captions:
         images = with_captions(images, [str(label) for label in labels or range(len(images))])
     write_grid(images, args.out, args.columns)
+    previews.write()
     if trace is not None:
         trace.save(args.trace)
     print(
