@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export.assemble import Assembly, input_names
+from export.builder import Builder, Values
 from export.pieces import Pieces, trace_decoder, trace_encoder
 from export.steps import StepSpec
 from export.tensors import BLOCK_LINEARS, area_matrix, bicubic_matrix
@@ -14,34 +15,14 @@ from hmar.config import HMARConfig
 from hmar.quant import phi_indices
 from plugins_trt.block_sparse_attn.spec import Pattern
 
-IR_DTYPES = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "int32": ir.DataType.INT32,
-    "bool": ir.DataType.BOOL,
-}
-Values = dict[str, ir.Value]
 
-
-class GraphBuilder:
+class GraphBuilder(Builder):
     """Builds the graph of one StepSpec after the other."""
 
     def __init__(self, model: HMARConfig, pieces: Pieces, weights: WeightsFile, opset: int) -> None:
-        self.model, self.pieces, self.weights, self.opset = model, pieces, weights, opset
+        super().__init__(weights, opset)
+        self.model, self.pieces = model, pieces
         self.phi_index = phi_indices(model.num_scales, pieces.tokenizer.num_phi)
-
-    def build(self, step: StepSpec) -> ir.Model:
-        """The ONNX model of a step, its weights pointing into the shared file."""
-        asm = Assembly(step.name, self.weights, self.opset)
-        inputs = {
-            spec.name: asm.input(spec.name, IR_DTYPES[spec.dtype], spec.shape)
-            for spec in step.inputs
-        }
-        results = getattr(self, f"_{step.kind}")(asm, step, inputs)
-        for spec, value in zip(step.outputs, results, strict=True):
-            asm.output(spec.name, value, IR_DTYPES[spec.dtype], spec.shape)
-        return asm.build()
 
     # --- conditioning and inputs ---
 

@@ -1,4 +1,4 @@
-"""What the manifest says of a model: sizes, sampling defaults, class names."""
+"""What the manifest says of an HMAR model: sizes, sampling defaults; class names of any model."""
 
 from __future__ import annotations
 
@@ -57,13 +57,7 @@ def sampling_defaults(config: HMARConfig, file: Path | None) -> SamplingDefaults
         "top_p": published.top_p,
         "mask_schedule": schedule,
     }
-    if file is not None:
-        given = _read_json_object(file)
-        if unknown := set(given) - set(settings):
-            raise ExportError(
-                f"{file}: unknown settings {sorted(unknown)}, not in {list(settings)}"
-            )
-        settings |= given
+    settings = read_settings(settings, file)
     entries = settings["mask_schedule"]
     try:
         defaults = SamplingDefaults(
@@ -92,6 +86,18 @@ def read_class_names(file: Path, num_classes: int) -> tuple[str, ...]:
         return parse_class_names(file.read_text(encoding="utf-8"), str(file), num_classes)
     except (OSError, ValueError) as error:
         raise ExportError(str(error)) from error
+
+
+def read_settings(settings: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """The settings, with those of a JSON file in their place.
+
+    Raises:
+        ExportError: the file is unreadable or has other fields.
+    """
+    given = {} if file is None else _read_json_object(file)
+    if unknown := set(given) - set(settings):
+        raise ExportError(f"{file}: unknown settings {sorted(unknown)}, not in {list(settings)}")
+    return settings | given
 
 
 def _read_json_object(file: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class _WithWeights(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, operand: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    def forward(self, operand: Tensor, weights: dict[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
         return torch.func.functional_call(self.module, weights, (operand,))
 
 
@@ -229,7 +229,7 @@ def trace_decoder(config: TokenizerConfig, side: int, dtype: torch.dtype, opset:
     vae = _shapes_only(config)
     module = modules.Decode(blank(vae.decoder, dtype), blank(vae.post_quant_conv, dtype), dtype)
     operand = torch.empty(N, config.latent_channels, side, side)
-    return trace_network(module, operand, "image", opset)
+    return trace_network(module, operand, ["image"], opset)
 
 
 @lru_cache(maxsize=4)
@@ -237,15 +237,13 @@ def trace_encoder(config: TokenizerConfig, side: int, opset: int) -> ir.Graph:
     """Graph of `modules.Latent`; the weights are inputs, named as in the tokenizer."""
     vae, side_px = _shapes_only(config), side * config.downsampling
     module = modules.Latent(blank(vae.encoder, torch.float32), blank(vae.quant_conv, torch.float32))
-    return trace_network(module, torch.empty(N, 3, side_px, side_px), "latent", opset)
+    return trace_network(module, torch.empty(N, 3, side_px, side_px), ["latent"], opset)
 
 
-def trace_network(module: nn.Module, operand: Tensor, output: str, opset: int) -> ir.Graph:
+def trace_network(module: nn.Module, operand: Tensor, outputs: list[str], opset: int) -> ir.Graph:
     """Graph of a module of one `operand`; its weights are inputs, named as its parameters."""
     inputs: Examples = {"operand": operand, "weights": dict(module.named_parameters())}
-    return run_passes(
-        trace(_WithWeights(module), inputs, [output], {"operand": (0,)}, opset), opset
-    )
+    return run_passes(trace(_WithWeights(module), inputs, outputs, {"operand": (0,)}, opset), opset)
 
 
 def _shapes_only(config: TokenizerConfig) -> VQVAE:

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from export.step import DTYPE_NAMES, Step
 from hmar.config import HMARConfig, TokenizerConfig
 from runtime.bundle import DtypeName, Kind, TensorSpec
 
 Spec = TensorSpec
-DTYPE_NAMES: dict[str, DtypeName] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepSpec:
-    """One graph to build."""
+class StepSpec(Step):
+    """One graph to build.
 
-    kind: Kind
-    scale_idx: int | None = None
+    Attributes:
+        pn: side of the token map at its scale.
+    """
+
     pn: int | None = None
-    inputs: tuple[Spec, ...]
-    outputs: tuple[Spec, ...]
 
     @property
     def name(self) -> str:

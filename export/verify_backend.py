@@ -7,38 +7,20 @@ as that of TensorRT engines. It measures, and sets no limits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
 
-import numpy as np
 import torch
 
+from export.certificate import GraphParity
+from export.engines import BackendEngine, Runner
+from export.ladder import output_parity
 from export.teacher import SEED
-from export.verify import (
-    NUMPY_DTYPES,
-    Certificate,
-    GraphParity,
-    TokenParity,
-    compare_tokens,
-    make_teacher,
-    output_parity,
-)
+from export.verify import TokenCertificate, TokenParity, compare_tokens, make_teacher
 from hmar.hmar import HMAR
 from hmar.vae import VQVAE
 from runtime.bundle import Manifest
 
 KINDS = ("cond", "ns", "mask", "mask_input", "quant", "decode")
-
-
-class Runner(Protocol):
-    """What is asked of a backend, see `runtime.backends.base.StepRunner`."""
-
-    @property
-    def name(self) -> str: ...
-
-    def run(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, Any]: ...
-
-    def numpy(self, value: Any) -> np.ndarray: ...
 
 
 def verify_backend(
@@ -47,7 +29,7 @@ def verify_backend(
     model: HMAR,
     tokenizer: VQVAE,
     progress: Callable[[str], None] = lambda graph: None,
-) -> Certificate:
+) -> TokenCertificate:
     """Runs every graph of a generation on a backend.
 
     Args:
@@ -58,6 +40,7 @@ def verify_backend(
     """
     start = time.perf_counter()
     progress("PyTorch reference")
+    engine = BackendEngine(runner, manifest)
     teacher = make_teacher(manifest, model, tokenizer)
     graphs: dict[str, GraphParity] = {}
     tokens: list[TokenParity] = []
@@ -67,24 +50,16 @@ def verify_backend(
         progress(name)
         began = time.perf_counter()
         feeds, expected = teacher.case(spec)
-        values = {i.name: feeds[i.name].astype(NUMPY_DTYPES[i.dtype]) for i in spec.inputs}
-        for i in spec.inputs:
-            if i.dtype == "bfloat16":
-                values[i.name] = values[i.name].view(np.uint16)
-        results = runner.run(name, values)
-        outputs = {}
-        for o in spec.outputs:
-            array = runner.numpy(results[o.name])
-            outputs[o.name] = array.view(NUMPY_DTYPES[o.dtype]).astype(np.float32)
+        outputs = engine.run(name, feeds)
         seconds = round(time.perf_counter() - began, 3)
         parities = {n: output_parity(expected[n], array) for n, array in outputs.items()}
         graphs[name] = GraphParity(outputs=parities, seconds=seconds)
         if spec.kind in ("ns", "mask"):
             tokens.append(compare_tokens(spec, teacher, torch.from_numpy(outputs["logits"])))
-    return Certificate(
+    return TokenCertificate(
         precision=manifest.precision,
-        engine=runner.name,
-        token_engine=runner.name,
+        engine=engine.name,
+        token_engine=engine.name,
         labels=tuple(teacher.labels),
         seed=SEED,
         rms_limit=float("inf"),

@@ -15,22 +15,16 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from export.certificate import Certificate
 from export.config import DTYPES, ExportConfig
-from export.errors import ExportError, GraphError, OutputError
-from export.graphs import GraphBuilder
-from export.metadata import model_spec, read_class_names, sampling_defaults
-from export.pieces import pieces_for
-from export.steps import DTYPE_NAMES, Catalogue, StepSpec
+from export.engines import Runner
+from export.errors import GraphError, OutputError
+from export.families import load_family
+from export.family import Family
+from export.metadata import read_class_names
+from export.step import DTYPE_NAMES, Step
 from export.target import beside, check_target, replace_folder
-from export.tensors import lay_out
-from export.torch_steps import TorchSteps
-from export.verify import Certificate, verify
-from export.verify_backend import KINDS, Runner, verify_backend
 from export.weights import WeightsFile, sha256_file
-from hmar.checkpoint import check_pair, load_hmar, load_tokenizer
-from hmar.hmar import HMAR
-from hmar.vae import VQVAE
-from plugins_trt.block_sparse_attn.spec import OP_DOMAIN, OP_NAME, PLUGIN_VERSION
 from runtime.bundle import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -38,8 +32,6 @@ from runtime.bundle import (
     FileSpec,
     GraphSpec,
     Manifest,
-    PluginSpec,
-    SamplingDefaults,
     WeightSpec,
 )
 
@@ -62,11 +54,13 @@ class ExportReport:
     """What an export made.
 
     Attributes:
+        description: the model in a few words.
         load_seconds: reading and checking the checkpoints.
         export_seconds: everything after that.
     """
 
     bundle: Path
+    description: str
     manifest: Manifest
     certificate: Certificate | None
     bundle_bytes: int
@@ -75,34 +69,18 @@ class ExportReport:
 
     def summary(self) -> str:
         """A few lines for people."""
-        manifest, model = self.manifest, self.manifest.hmar
-        name = model.preset or f"HMAR depth {model.depth}, width {model.embed_dim}"
+        manifest = self.manifest
         lines = [
             f"bundle       {self.bundle}",
-            f"model        {name}, {model.image_side_px} px, {model.num_classes} classes, "
-            f"{manifest.precision}",
+            f"model        {self.description}, {manifest.precision}",
             f"graphs       {len(manifest.graphs)}, sharing {manifest.weights.nbytes / 1e6:.1f} MB "
             f"of weights (bundle {self.bundle_bytes / 1e6:.1f} MB)",
             f"time         {self.load_seconds:.1f} s to load, "
             f"{self.export_seconds:.1f} s to export",
         ]
-        cert = self.certificate
-        if cert is None:
+        if self.certificate is None:
             return "\n".join([*lines, "parity       not checked (verification was turned off)"])
-        worst = cert.worst_graph
-        lines.append(
-            f"parity       worst graph {worst}: rms error {cert.graphs[worst].rms_ratio:.1e} "
-            f"of the reference's rms (limit {cert.rms_limit:.0e})"
-        )
-        lines.append(
-            f"tokens       {cert.agreement('argmax'):.2%} of the argmax and "
-            f"{cert.agreement('drawn'):.2%} of the drawn tokens as in float32 PyTorch, "
-            f"by {cert.token_engine}"
-        )
-        if cert.not_run:
-            reason = cert.graphs[cert.not_run[0]].not_run
-            lines.append(f"not run      {len(cert.not_run)} graphs: {reason}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.certificate.summary()])
 
 
 def export_bundle(
@@ -113,24 +91,31 @@ def export_bundle(
     *,
     class_names: Path | None = None,
     sampling: Path | None = None,
+    num_iter: int | None = None,
     branch_layers: int | None = None,
-    num_heads: int | None = None,
+    num_heads: Sequence[int] = (),
     progress: Progress = quiet,
 ) -> ExportReport:
-    """Exports a checkpoint and its tokenizer to a bundle folder.
+    """Exports a checkpoint and its autoencoder to a bundle folder.
 
     The bundle is written beside `out` and renamed at the end: whatever happens on the way, `out`
     stays what it was, or absent.
 
     Args:
-        checkpoints: one merged file or stage file, or the two stage files; see
-            `hmar.checkpoint.load_hmar`.
-        vae: the tokenizer's file.
+        checkpoints: a Hi-MAR file; or one merged HMAR file or stage file, or the two stage files;
+            see `hmar.checkpoint.load_hmar`.
+        vae: the file of the tokenizer (HMAR) or KL autoencoder (Hi-MAR).
         out: the bundle folder; replaced if it is a bundle already.
         class_names: JSON list of the classes' names, to be stored in the bundle.
-        sampling: JSON object with `cfg`, `top_k`, `top_p` or `mask_schedule`, the bundle's
-            defaults. Otherwise those published for a model of this depth.
-        branch_layers, num_heads: for checkpoints whose keys do not tell; see `load_hmar`.
+        sampling: JSON object with some of the bundle's sampling defaults: fields of
+            `runtime.bundle.SamplingDefaults` or `HiMARSamplingDefaults`. The others are those
+            published for a model of these sizes.
+        num_iter: steps of Hi-MAR's dense phase that get graphs of their own; this many are the
+            default, too.
+        branch_layers: for stages of HMAR whose keys do not tell; see `load_hmar`.
+        num_heads: attention heads, for checkpoints whose keys do not tell: one number for HMAR;
+            those of encoder, decoder and dense denoiser for Hi-MAR, see
+            `hmar.himar_checkpoint.load_himar`.
 
     Raises:
         hmar.errors.CheckpointError: a checkpoint cannot be used.
@@ -139,21 +124,21 @@ def export_bundle(
     start = time.perf_counter()
     check_target(out)
     progress("reading checkpoints", 0, 1)
-    model, tokenizer = _load(checkpoints, vae, branch_layers, num_heads)
+    family = load_family(checkpoints, vae, branch_layers=branch_layers, num_heads=num_heads)
+    family = family.with_settings(sampling, num_iter)
     sources = tuple(
         FileSpec(file=path.name, sha256=sha256_file(path), nbytes=path.stat().st_size)
         for path in (*checkpoints, vae)
     )
-    names = read_class_names(class_names, model.config.num_classes) if class_names else ()
-    defaults = sampling_defaults(model.config, sampling)
+    names = read_class_names(class_names, family.model_spec.num_classes) if class_names else ()
     loaded = time.perf_counter()
     with beside(out) as folder:
-        writer = _Writer(config, model, tokenizer, defaults, names, folder, progress)
-        manifest, certificate = writer.write(sources)
+        manifest, certificate = _Writer(config, family, names, folder, progress).write(sources)
         nbytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         replace_folder(folder, out)
     return ExportReport(
         bundle=out,
+        description=family.description,
         manifest=manifest,
         certificate=certificate,
         bundle_bytes=nbytes,
@@ -168,7 +153,7 @@ def verify_bundle(
     vae: Path,
     *,
     branch_layers: int | None = None,
-    num_heads: int | None = None,
+    num_heads: Sequence[int] = (),
     runner: Runner | None = None,
     progress: Progress = quiet,
 ) -> Certificate:
@@ -185,55 +170,28 @@ def verify_bundle(
     bundle = Bundle.open(folder)
     progress("reading checkpoints", 0, 1)
     bundle.check_files()
-    model, tokenizer = _load(checkpoints, vae, branch_layers, num_heads)
     manifest = bundle.manifest
-    if model_spec(model, tokenizer) != manifest.model:
-        raise ExportError(
-            f"{folder}: exported from a model of other sizes: {manifest.model}, the checkpoint is "
-            f"{model_spec(model, tokenizer)}"
-        )
+    family = load_family(checkpoints, vae, branch_layers=branch_layers, num_heads=num_heads)
+    family = family.of_bundle(manifest, folder)
     if runner is not None:
-        measured = [name for name, spec in manifest.graphs.items() if spec.kind in KINDS]
-        done = iter(range(len(measured) + 1))
-        return verify_backend(
-            runner,
-            manifest,
-            model,
-            tokenizer,
-            lambda name: progress(f"comparing {name}", next(done), len(measured) + 1),
-        )
+        report = _counted("comparing", family.measured_items(manifest), progress)
+        return family.measure(runner, manifest, report)
     weights = WeightsFile(Path(WEIGHTS).name)
-    lay_out(weights, model, tokenizer, DTYPES[manifest.precision])
-    return _run_ladder(folder, manifest, model, tokenizer, weights, progress)
+    family.lay_out(weights, DTYPES[manifest.precision])
+    return _verify(family, folder, manifest, weights, progress)
 
 
-def _load(
-    checkpoints: Sequence[Path], vae: Path, branch_layers: int | None, num_heads: int | None
-) -> tuple[HMAR, VQVAE]:
-    model = load_hmar(checkpoints, branch_layers=branch_layers, num_heads=num_heads)
-    tokenizer = load_tokenizer(vae, model.config.patch_nums)
-    check_pair(model, tokenizer)
-    return model, tokenizer
-
-
-def _run_ladder(
-    folder: Path,
-    manifest: Manifest,
-    model: HMAR,
-    tokenizer: VQVAE,
-    weights: WeightsFile,
-    progress: Progress,
+def _verify(
+    family: Family, folder: Path, manifest: Manifest, weights: WeightsFile, progress: Progress
 ) -> Certificate:
-    total = len(manifest.graphs) + 1
+    report = _counted("verifying", family.verified_items(manifest), progress)
+    return family.verify(folder, manifest, weights, report)
+
+
+def _counted(stage: str, total: int, progress: Progress) -> Callable[[str], None]:
+    """Progress of a stage from the names of its items."""
     done = iter(range(total))
-    return verify(
-        folder,
-        manifest,
-        model,
-        tokenizer,
-        TorchSteps(model.config, weights),
-        lambda name: progress(f"verifying {name}", next(done), total),
-    )
+    return lambda name: progress(f"{stage} {name}", next(done), total)
 
 
 class _Writer:
@@ -242,22 +200,19 @@ class _Writer:
     def __init__(
         self,
         config: ExportConfig,
-        model: HMAR,
-        tokenizer: VQVAE,
-        sampling: SamplingDefaults,
+        family: Family,
         class_names: Sequence[str],
         folder: Path,
         progress: Progress,
     ) -> None:
-        self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.sampling, self.class_names = sampling, class_names
+        self.config, self.family, self.class_names = config, family, class_names
         self.folder, self.progress = folder, progress
         self.weights = WeightsFile(Path(WEIGHTS).name)
-        self.steps = Catalogue(model.config, tokenizer.config, config.precision).steps()
+        self.steps = family.steps(config)
 
     def write(self, sources: tuple[FileSpec, ...]) -> tuple[Manifest, Certificate | None]:
         (self.folder / GRAPHS).mkdir()
-        lay_out(self.weights, self.model, self.tokenizer, self.config.dtype)
+        self.family.lay_out(self.weights, self.config.dtype)
         self._check_space()
         with ThreadPoolExecutor(1) as background:
             written = background.submit(self._write_weights)
@@ -267,9 +222,7 @@ class _Writer:
         manifest = self._manifest(sources, self._check_graphs())
         certificate = None
         if self.config.verify:
-            certificate = _run_ladder(
-                self.folder, manifest, self.model, self.tokenizer, self.weights, self.progress
-            )
+            certificate = _verify(self.family, self.folder, manifest, self.weights, self.progress)
             (self.folder / CERTIFICATE).write_text(certificate.to_json(), encoding="utf-8")
             manifest = replace(manifest, certificate=self._file(CERTIFICATE))
         if self.class_names:
@@ -289,10 +242,7 @@ class _Writer:
             )
 
     def _build_graphs(self) -> None:
-        pieces = pieces_for(
-            self.model.config, self.tokenizer.config, self.config.dtype, self.config.opset
-        )
-        builder = GraphBuilder(self.model.config, pieces, self.weights, self.config.opset)
+        builder = self.family.builder(self.weights, self.config)
         for i, step in enumerate(self.steps):
             self.progress(f"building {step.name}", i, len(self.steps))
             ir.save(builder.build(step), self._path(step))
@@ -313,6 +263,7 @@ class _Writer:
             graphs[step.name] = GraphSpec(
                 kind=step.kind,
                 scale_idx=step.scale_idx,
+                step_idx=step.step_idx,
                 inputs=step.inputs,
                 outputs=step.outputs,
                 file=file.file,
@@ -321,7 +272,7 @@ class _Writer:
             )
         return graphs
 
-    def _path(self, step: StepSpec) -> Path:
+    def _path(self, step: Step) -> Path:
         return self.folder / GRAPHS / f"{step.name}.onnx"
 
     def _file(self, name: str) -> FileSpec:
@@ -332,15 +283,15 @@ class _Writer:
         return Manifest(
             format_version=FORMAT_VERSION,
             producer=f"hmar-deploy {_version()}",
-            family="hmar",
+            family=self.family.name,
             precision=self.config.precision,
             opset=self.config.opset,
-            model=model_spec(self.model, self.tokenizer),
-            sampling=self.sampling,
+            model=self.family.model_spec,
+            sampling=self.family.sampling_defaults,
             graphs=graphs,
             weights=self._file(WEIGHTS),
             tensors={n: _weight_spec(self.weights, n) for n in self.weights.entries},
-            plugins=(PluginSpec(domain=OP_DOMAIN, name=OP_NAME, version=PLUGIN_VERSION),),
+            plugins=self.family.plugins,
             sources=sources,
         )
 

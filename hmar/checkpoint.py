@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from hmar.checkpoint_file import Kind, StateDict, count_modules, read_checkpoint
+from hmar.checkpoint_file import (
+    Kind,
+    StateDict,
+    count_modules,
+    read_checkpoint,
+    read_checkpoints,
+)
 from hmar.config import PATCH_NUMS_256, PATCH_NUMS_512, HMARConfig, TokenizerConfig
 from hmar.errors import CheckpointKeyError, CheckpointValueError
 from hmar.hmar import HMAR
 from hmar.stages import merge_stages
 from hmar.strict_loading import build, require
 from hmar.vae import VQVAE
+
+HMAR_KINDS: tuple[Kind, ...] = ("HMAR", "next-scale stage", "masked stage")
 
 
 def load_hmar(
@@ -34,35 +42,39 @@ def load_hmar(
         CheckpointKeyError: keys are missing, unexpected or misshapen.
         CheckpointValueError: weights are not finite or the files do not belong together.
     """
-    if not 1 <= len(paths) <= 2:
-        raise ValueError(
-            f"expected one checkpoint or a pair of stage checkpoints, got {len(paths)} files"
-        )
-    wanted: tuple[Kind, ...] = ("HMAR", "next-scale stage", "masked stage")
-    states = {}
-    for path in paths:
-        kind, state = read_checkpoint(path, wanted)
-        if kind in states:
-            raise CheckpointValueError(
-                f"{path}: a second {kind} file; a pair is one next-scale and one masked stage"
-            )
-        states[kind] = state
-    name = " + ".join(str(p) for p in paths)
+    states = read_checkpoints(paths, HMAR_KINDS)
+    return hmar_from_states(
+        states, " + ".join(map(str, paths)), branch_layers=branch_layers, num_heads=num_heads
+    )
+
+
+def hmar_from_states(
+    states: Mapping[Kind, StateDict],
+    source: str,
+    *,
+    branch_layers: int | None = None,
+    num_heads: int | None = None,
+) -> HMAR:
+    """The transformer in state dicts of some of `HMAR_KINDS`; see `load_hmar`.
+
+    Args:
+        source: file names for messages.
+    """
     if "HMAR" in states:
         if len(states) > 1:
-            raise CheckpointValueError(f"{name}: a merged HMAR file needs no second checkpoint")
+            raise CheckpointValueError(f"{source}: a merged HMAR file needs no second checkpoint")
         state = states["HMAR"]
     elif "next-scale stage" in states:
         state = merge_stages(
-            states["next-scale stage"], states.get("masked stage"), branch_layers, name
+            states["next-scale stage"], states.get("masked stage"), branch_layers, source
         )
     else:
         raise CheckpointValueError(
-            f"{name}: a masked stage alone cannot generate; add the next-scale stage file"
+            f"{source}: a masked stage alone cannot generate; add the next-scale stage file"
         )
-    config = infer_hmar_config(state, name, num_heads)
-    model = build(lambda: HMAR(config), state, name, derived_shapes=_derived_hmar(config))
-    _check_key_bias(state, name)
+    config = infer_hmar_config(state, source, num_heads)
+    model = build(lambda: HMAR(config), state, source, derived_shapes=_derived_hmar(config))
+    _check_key_bias(state, source)
     return model
 
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hmar.errors import CheckpointReadError
+from hmar.errors import CheckpointReadError, CheckpointValueError
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,27 @@ def read_checkpoint(path: Path, wanted: Sequence[Kind]) -> tuple[Kind, StateDict
         f"{path}: expected a checkpoint of kind {expected}, "
         f"found {', '.join(found[:LISTED]) or 'no tensors'}{more}{hint}"
     )
+
+
+def read_checkpoints(paths: Sequence[Path], wanted: Sequence[Kind]) -> dict[Kind, StateDict]:
+    """State dicts of one file or of a pair, by kind; see `read_checkpoint`.
+
+    Raises:
+        CheckpointValueError: both files are of one kind.
+    """
+    if not 1 <= len(paths) <= 2:
+        raise ValueError(
+            f"expected one checkpoint or a pair of stage checkpoints, got {len(paths)} files"
+        )
+    states: dict[Kind, StateDict] = {}
+    for path in paths:
+        kind, state = read_checkpoint(path, wanted)
+        if kind in states:
+            raise CheckpointValueError(
+                f"{path}: a second {kind} file; a pair is one next-scale and one masked stage"
+            )
+        states[kind] = state
+    return states
 
 
 def _read(path: Path) -> object:

@@ -43,9 +43,31 @@ def load_himar(
         CheckpointValueError: weights are not finite or sizes do not fit together.
     """
     _, state = read_checkpoint(path, ("Hi-MAR",))
-    config = infer_himar_config(
+    return himar_from_state(
         state,
         str(path),
+        encoder_heads=encoder_heads,
+        decoder_heads=decoder_heads,
+        dit_heads=dit_heads,
+    )
+
+
+def himar_from_state(
+    state: StateDict,
+    source: str,
+    *,
+    encoder_heads: int | None = None,
+    decoder_heads: int | None = None,
+    dit_heads: int | None = None,
+) -> HiMAR:
+    """The transformer in a state dict; see `load_himar`.
+
+    Args:
+        source: file name for messages.
+    """
+    config = infer_himar_config(
+        state,
+        source,
         encoder_heads=encoder_heads,
         decoder_heads=decoder_heads,
         dit_heads=dit_heads,
@@ -54,7 +76,7 @@ def load_himar(
         "cond_tokens": (1, config.num_pivots, config.token_channels),
         "cond_diffloss.net.c_pos_embed": (1, config.num_dense, config.dit_width),
     }
-    return build(lambda: HiMAR(config), state, str(path), derived_shapes=unused)
+    return build(lambda: HiMAR(config), state, source, derived_shapes=unused)
 
 
 def load_kl_vae(path: Path) -> KLVAE:

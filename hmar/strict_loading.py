@@ -43,12 +43,13 @@ def build(
 
     Raises:
         CheckpointKeyError: keys are missing, unexpected or misshapen.
-        CheckpointValueError: weights are not finite.
+        CheckpointValueError: weights are not floating-point numbers, or not finite.
     """
     with torch.device("meta"):
         model = make()
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
     _check_keys(state, expected, derived_shapes, source)
+    _check_dtypes(state, expected, source)
     weights = {name: state[name].float() for name in expected}
     _check_values(weights, source)
     model.load_state_dict(weights, assign=True)
@@ -90,6 +91,20 @@ def _check_keys(
     raise CheckpointKeyError(
         "\n".join(lines), missing=missing, unexpected=unexpected, misshapen=misshapen
     )
+
+
+def _check_dtypes(state: StateDict, expected: Mapping[str, tuple[int, ...]], source: str) -> None:
+    wrong = [
+        f"{n} ({str(state[n].dtype).removeprefix('torch.')})"
+        for n in expected
+        if not state[n].is_floating_point()
+    ]
+    if wrong:
+        more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        raise CheckpointValueError(
+            f"{source}: weights that are not floating-point numbers: "
+            f"{', '.join(wrong[:LISTED])}{more}; quantized checkpoints are not supported"
+        )
 
 
 def _check_values(weights: StateDict, source: str) -> None:

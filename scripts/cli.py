@@ -32,6 +32,18 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return p
 
 
+def add_num_heads(p: argparse.ArgumentParser) -> None:
+    """The option for checkpoints whose keys do not tell the attention heads."""
+    p.add_argument(
+        "--num-heads",
+        type=lambda text: tuple(int(n) for n in text.split(",")),
+        default=(),
+        metavar="N[,N,N]",
+        help="attention heads where no published model tells: of HMAR without q/k norm; of "
+        "Hi-MAR's encoder, decoder and dense denoiser",
+    )
+
+
 def joined(arguments: Sequence[str], option: str) -> list[str]:
     """`option value` as `option=value`, since argparse takes values like -1,5 for options."""
     items, result = iter(arguments), []

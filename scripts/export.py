@@ -1,11 +1,13 @@
-"""Export an HMAR checkpoint and its tokenizer to an ONNX bundle.
+"""Export a checkpoint and its autoencoder to an ONNX bundle.
 
-The checkpoint may be one merged HMAR file, one next-scale stage file, or the pair of stage files
-(next-scale and masked, in any order). All sizes are read from the keys. The bundle holds one graph
-per scale step, one shared weights file, a manifest and a parity certificate.
+The checkpoint may be a Hi-MAR file; or one merged HMAR file, one next-scale stage file, or the pair
+of stage files (next-scale and masked, in any order). Family and sizes are read from the keys; of a
+Hi-MAR file the running averages (model_ema) are taken. The bundle holds one graph per step, one
+shared weights file, a manifest and a parity certificate.
 
-example:
+examples:
   python scripts/export.py --ckpt hmar-d16.pth --vae vae_ch160v4096z32.pth --out bundles/hmar-d16
+  python scripts/export.py --ckpt checkpoint-last.pth --vae kl16.ckpt --out bundles/himar-b
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from export import ExportConfig, ExportError, export_bundle
 from export.config import PRECISIONS
 from hmar.errors import CheckpointError
-from scripts.cli import ProgressBar, parser, run
+from scripts.cli import ProgressBar, add_num_heads, parser, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,10 +32,14 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="checkpoint: .pth or .safetensors; one file or the two stages",
+        help="checkpoint: .pth or .safetensors; one file, or the two stages of HMAR",
     )
     p.add_argument(
-        "--vae", type=Path, required=True, metavar="FILE", help="tokenizer: .pth or .safetensors"
+        "--vae",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="tokenizer (HMAR) or KL autoencoder (Hi-MAR): .pth, .ckpt or .safetensors",
     )
     p.add_argument(
         "--out",
@@ -60,8 +66,16 @@ def parse_args() -> argparse.Namespace:
         "--sampling",
         type=Path,
         metavar="FILE",
-        help="JSON object with cfg, top_k, top_p, mask_schedule: the bundle's defaults "
-        "(otherwise those published for this depth)",
+        help="JSON object with the bundle's defaults: cfg, top_k, top_p, mask_schedule; Hi-MAR: "
+        "cfg, re_cfg, cfg_schedule, temperature, num_iter, pivot_diffusion_steps, "
+        "dense_diffusion_steps (otherwise those published for these sizes)",
+    )
+    p.add_argument(
+        "--num-iter",
+        type=int,
+        metavar="N",
+        help="Hi-MAR: steps of the dense phase, each a graph of its own (otherwise as in "
+        "--sampling or as published); generate.py can still take another number",
     )
     p.add_argument(
         "--branch-layers",
@@ -69,12 +83,7 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="blocks per branch, for stage files that do not tell",
     )
-    p.add_argument(
-        "--num-heads",
-        type=int,
-        metavar="N",
-        help="attention heads, for models without q/k norm and heads of other than 64",
-    )
+    add_num_heads(p)
     return p.parse_args()
 
 
@@ -89,6 +98,7 @@ def main() -> None:
             args.out,
             class_names=args.class_names,
             sampling=args.sampling,
+            num_iter=args.num_iter,
             branch_layers=args.branch_layers,
             num_heads=args.num_heads,
             progress=progress,

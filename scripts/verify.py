@@ -24,7 +24,7 @@ from runtime.backends.base import StepRunner
 from runtime.config import BACKENDS
 from runtime.errors import DeployError
 from runtime.pipeline import Pipeline
-from scripts.cli import ProgressBar, parser, run
+from scripts.cli import ProgressBar, add_num_heads, parser, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="FILE",
-        help="tokenizer that it was exported from",
+        help="tokenizer or autoencoder that it was exported from",
     )
     p.add_argument(
         "--backend",
@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
         "--json", type=Path, metavar="FILE", help="also write the certificate to this file"
     )
     p.add_argument("--branch-layers", type=int, metavar="N", help="as given to the export")
-    p.add_argument("--num-heads", type=int, metavar="N", help="as given to the export")
+    add_num_heads(p)
     return p.parse_args()
 
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import torch
 from runtime.pipeline import Pipeline
 from tests.cases import make_bundle
 from tests.golden_data import Case
+from tests.himar_checkpoints import make_himar_bundle
 from tests.plugin_build import PluginBuild, build_ort, finish_plugins, start_plugins
 from tests.tensorrt_build import rtx_version
 
@@ -77,20 +78,29 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         os.killpg(started.pid, signal.SIGTERM)
 
 
-def shared_bundle(factory: pytest.TempPathFactory, precision: str) -> Path:
-    """The tiny case's bundle, exported once for all workers of a run."""
+def shared_bundle(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Path]) -> Path:
+    """A bundle that `make` writes into a folder as `bundle`, once for all workers of a run."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    folder = root / f"tiny-{precision}"
-    with (root / f"tiny-{precision}.lock").open("w") as lock:
+    folder = root / name
+    with (root / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
-            made = root / f"tiny-{precision}.making"
+            made = root / f"{name}.making"
             made.mkdir(exist_ok=True)
-            make_bundle(made, Case("tiny"), precision=precision)
+            make(made)
             made.rename(folder)
     return folder / "bundle"
+
+
+def shared_tiny_bundle(factory: pytest.TempPathFactory, precision: str) -> Path:
+    """The tiny case's bundle."""
+    return shared_bundle(
+        factory,
+        f"tiny-{precision}",
+        lambda folder: make_bundle(folder, Case("tiny"), precision=precision),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +110,7 @@ def tiny() -> Case:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shared_bundle(tmp_path_factory, "fp32")
+    return shared_tiny_bundle(tmp_path_factory, "fp32")
 
 
 @pytest.fixture(scope="session")
@@ -111,12 +121,17 @@ def tiny_pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
 
 @pytest.fixture(scope="session")
 def tiny_fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shared_bundle(tmp_path_factory, "fp16")
+    return shared_tiny_bundle(tmp_path_factory, "fp16")
 
 
 @pytest.fixture(scope="session")
 def tiny_bf16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shared_bundle(tmp_path_factory, "bf16")
+    return shared_tiny_bundle(tmp_path_factory, "bf16")
+
+
+@pytest.fixture(scope="session")
+def tiny_himar_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shared_bundle(tmp_path_factory, "tiny-himar", make_himar_bundle)
 
 
 @pytest.fixture(scope="session")

@@ -8,33 +8,22 @@ import numpy as np
 import onnx_ir as ir
 
 from export.assemble import Assembly, input_names
-from export.graphs import IR_DTYPES, Values
+from export.builder import Builder, Values
 from export.himar.pieces import Pieces
 from export.himar.steps import StepSpec
-from export.himar.tensors import DIT_LINEARS, LINEARS, RES_LINEARS
+from export.himar.tensors import DIT_LINEARS, LINEARS
 from export.weights import WeightsFile
 from hmar.himar import Phase
 
 FOLDED = ("norm1.weight", "norm1.bias", "gate1", "norm2.weight", "norm2.bias", "gate2")
 
 
-class GraphBuilder:
+class GraphBuilder(Builder):
     """Builds the graph of one StepSpec after the other."""
 
     def __init__(self, pieces: Pieces, weights: WeightsFile) -> None:
-        self.model, self.pieces, self.weights = pieces.model, pieces, weights
-
-    def build(self, step: StepSpec) -> ir.Model:
-        """The ONNX model of a step, its weights pointing into the shared file."""
-        asm = Assembly(step.name, self.weights, self.pieces.opset)
-        inputs = {
-            spec.name: asm.input(spec.name, IR_DTYPES[spec.dtype], spec.shape)
-            for spec in step.inputs
-        }
-        results = getattr(self, f"_{step.kind}")(asm, step, inputs)
-        for spec, value in zip(step.outputs, results, strict=True):
-            asm.output(spec.name, value, IR_DTYPES[spec.dtype], spec.shape)
-        return asm.build()
+        super().__init__(weights, pieces.opset)
+        self.model, self.pieces = pieces.model, pieces
 
     def _cond(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
         return asm.op("Gather", asm.weight("cond_rows"), inputs["label"], name="cond", axis=0)
@@ -114,67 +103,117 @@ class GraphBuilder:
 
     # --- denoisers ---
 
+    def _modulate_pivot(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
+        act = self._act(asm, "mlp", inputs["timestep"], inputs["head_cond"], axes=(1, 2))
+        parts = self._modulations(asm, act)
+        return asm.op("Concat", *parts, name="modulation", axis=-1)
+
     def _denoise_pivot(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
-        x, act = self._denoiser_input(asm, "mlp", inputs)
-        for i in range(self.model.mlp_depth):
+        x = self._state(asm, "mlp", inputs)
+        if "modulation" in inputs:
+            W, depth = self.model.mlp_width, self.model.mlp_depth
+            sizes = asm.constant(np.array([*[3 * W] * depth, 2 * W], np.int64))
+            parts = asm.op(
+                "Split", inputs["modulation"], sizes, name="ada", results=depth + 1, axis=-1
+            )
+        else:
+            parts = self._modulations(
+                asm, self._act(asm, "mlp", inputs["timestep"], inputs["head_cond"])
+            )
+        *blocks, last = parts
+        for i, ada in enumerate(blocks):
             name = f"mlp.blocks.{i}"
-            bindings = self._weights_and_biases(asm, name, RES_LINEARS)
+            bindings = self._weights_and_biases(asm, name, ("fc1", "fc2"))
             for part in ("weight", "bias"):
                 bindings[f"norm_{part}"] = asm.weight(f"{name}.norm.{part}")
-            (x,) = asm.call(self.pieces.res_block, name, x=x, act=act, **bindings)
-        return self._guided(asm, "mlp", x, act, inputs["scale"])
+            (x,) = asm.call(self.pieces.res_block, name, x=x, ada=ada, **bindings)
+        out = self._final(asm, "mlp", x, last)
+        if "scale" not in inputs:
+            return self._halves(asm, out, 2, "values")
+        cond, uncond = self._halves(asm, out, 0, "rows")
+        noise, variance = self._halves(asm, cond, 2, "cond")
+        unguided = self._halves(asm, uncond, 2, "uncond")[0]
+        return [self._guided(asm, noise, unguided, inputs["scale"]), variance]
 
     def _denoise_dense(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
-        x, act = self._denoiser_input(asm, "dit", inputs)
+        x = self._state(asm, "dit", inputs)
+        act = self._act(asm, "dit", inputs["timestep"], inputs["head_cond"])
         for i in range(self.model.dit_depth):
             name = f"dit.blocks.{i}"
             bindings = self._weights_and_biases(asm, name, DIT_LINEARS)
             (x,) = asm.call(self.pieces.dit_block, name, x=x, act=act, **bindings)
-        return self._guided(asm, "dit", x, act, inputs["scale"])
+        out = self._final(asm, "dit", x, self._linear(asm, "dit.final.ada", act))
+        if "scale" not in inputs:
+            return [out]
+        cond, uncond = self._halves(asm, out, 0, "rows")
+        return [self._guided(asm, cond, uncond, inputs["scale"])]
 
-    def _denoiser_input(
-        self, asm: Assembly, name: str, inputs: Values
-    ) -> tuple[ir.Value, ir.Value]:
-        """Embedded state of both halves, and SiLU of time and condition, for the modulations."""
+    _denoise_pivot_unguided = _denoise_pivot
+    _denoise_pivot_modulated = _denoise_pivot
+    _denoise_dense_unguided = _denoise_dense
+
+    def _state(self, asm: Assembly, name: str, inputs: Values) -> ir.Value:
+        """Embedded state of all rows."""
         x = self._linear(asm, f"{name}.input", inputs["x"])
         if name == "dit":
             (x,) = asm.op("Add", x, asm.weight("dit.pos"), name="dit.x")
-        (x,) = asm.op("Concat", x, x, name=f"{name}.both", axis=0)
+        if "scale" in inputs:
+            (x,) = asm.op("Concat", x, x, name=f"{name}.both", axis=0)
+        return x
+
+    def _act(
+        self,
+        asm: Assembly,
+        name: str,
+        timestep: ir.Value,
+        head_cond: ir.Value,
+        axes: tuple[int, ...] = (),
+    ) -> ir.Value:
+        """SiLU of time and condition, for the modulations; `axes` are new ones after the time's."""
         table = asm.weight(f"{name}.time")
-        (time,) = asm.op("Gather", table, inputs["timestep"], name=f"{name}.time_row", axis=0)
-        (y,) = asm.op("Add", inputs["head_cond"], time, name=f"{name}.y")
+        (time,) = asm.op("Gather", table, timestep, name=f"{name}.time_row", axis=0)
+        for axis in axes:
+            time = self._unsqueeze(asm, time, axis, f"{name}.time_{axis}")
+        (y,) = asm.op("Add", head_cond, time, name=f"{name}.y")
         (sigmoid,) = asm.op("Sigmoid", y, name=f"{name}.sigmoid")
-        return x, asm.op("Mul", y, sigmoid, name=f"{name}.act")[0]
+        return asm.op("Mul", y, sigmoid, name=f"{name}.act")[0]
 
-    def _guided(
-        self, asm: Assembly, name: str, x: ir.Value, act: ir.Value, scale: ir.Value
-    ) -> list[ir.Value]:
-        """Noise `uncond + scale * (cond - uncond)`, and the condition's variance values if any."""
-        values = 2 if name == "mlp" else 1
-        width = self.model.mlp_width if name == "mlp" else self.model.dit_width
-        bindings = self._weights_and_biases(asm, f"{name}.final", ("ada",))
-        for part in ("weight", "bias"):
-            bindings[f"{part}_f32"] = asm.weight(f"{name}.final.{part}")
-        piece = self.pieces.final(width, values * self.model.token_channels)
-        (out,) = asm.call(piece, f"{name}.final", x=x, act=act, **bindings)
-        cond, uncond = self._halves(asm, out, 0, "rows")
-        if values == 1:
-            return [self._guide(asm, cond, uncond, scale)]
-        noise, variance = self._halves(asm, cond, 2, "cond")
-        return [
-            self._guide(asm, noise, self._halves(asm, uncond, 2, "uncond")[0], scale),
-            variance,
-        ]
+    def _modulations(self, asm: Assembly, act: ir.Value) -> list[ir.Value]:
+        """Of every block of the pivots' denoiser, and of its last layer."""
+        names = [*(f"mlp.blocks.{i}" for i in range(self.model.mlp_depth)), "mlp.final"]
+        return [self._linear(asm, f"{name}.ada", act) for name in names]
 
-    def _guide(self, asm: Assembly, cond: ir.Value, uncond: ir.Value, scale: ir.Value) -> ir.Value:
+    def _final(self, asm: Assembly, name: str, x: ir.Value, ada: ir.Value) -> ir.Value:
+        """Noise of every channel, and in the pivots' denoiser a variance value, float32."""
+        bindings = {
+            f"{part}_f32": asm.weight(f"{name}.final.{part}") for part in ("weight", "bias")
+        }
+        return asm.call(self.pieces.final(name), f"{name}.final", x=x, ada=ada, **bindings)[0]
+
+    def _guided(self, asm: Assembly, cond: ir.Value, uncond: ir.Value, scale: ir.Value) -> ir.Value:
+        """`uncond + scale * (cond - uncond)`."""
         (difference,) = asm.op("Sub", cond, uncond, name="difference")
         (scaled,) = asm.op("Mul", scale, difference, name="scaled")
         return asm.op("Add", uncond, scaled, name="guided")[0]
 
+    # --- autoencoder ---
+
+    def _decode_pivot(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
+        decoder = self.pieces.decode(self.model.pivot_side)
+        return self._network(asm, decoder, "decode", inputs["tokens"])
+
     def _decode(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
-        piece = self.pieces.decode()
+        decoder = self.pieces.decode(self.model.dense_side)
+        return self._network(asm, decoder, "decode", inputs["tokens"])
+
+    def _encode(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
+        return self._network(asm, self.pieces.encode, "encode", inputs["image"])
+
+    def _network(
+        self, asm: Assembly, piece: ir.Graph, prefix: str, operand: ir.Value
+    ) -> list[ir.Value]:
         weights = {n: asm.weight(n) for n in input_names(piece) if n != "operand"}
-        return asm.call(piece, "decode", operand=inputs["tokens"], **weights)
+        return asm.call(piece, prefix, operand=operand, **weights)
 
     # --- parts of parts ---
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.modules import norm_modulate
+from hmar.kl_vae import gaussian
+from hmar.quant import flatten_map
 
 
 class Norm(nn.Module):
@@ -66,7 +68,7 @@ class Block(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """One block of the pivots' denoiser."""
+    """One block of the pivots' denoiser, given its modulation."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -75,17 +77,15 @@ class ResBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        act: Tensor,
+        ada: Tensor,
         norm_weight: Tensor,
         norm_bias: Tensor,
-        ada_weight: Tensor,
-        ada_bias: Tensor,
         fc1_weight: Tensor,
         fc1_bias: Tensor,
         fc2_weight: Tensor,
         fc2_bias: Tensor,
     ) -> Tensor:
-        shift, scale, gate = (act @ ada_weight + ada_bias).chunk(3, dim=-1)
+        shift, scale, gate = ada.chunk(3, dim=-1)
         h = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, self.eps) * (1 + scale) + shift
         return x + gate * (F.silu(h @ fc1_weight + fc1_bias) @ fc2_weight + fc2_bias)
 
@@ -121,7 +121,7 @@ class DiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Outputs of a denoiser in float32, from a float32 weight.
+    """Outputs of a denoiser in float32, from a float32 weight and a modulation.
 
     The first reverse steps multiply an error of the predicted noise by some hundreds.
     """
@@ -130,21 +130,13 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.eps = eps
 
-    def forward(
-        self,
-        x: Tensor,
-        act: Tensor,
-        ada_weight: Tensor,
-        ada_bias: Tensor,
-        weight_f32: Tensor,
-        bias_f32: Tensor,
-    ) -> Tensor:
-        shift, scale = (act @ ada_weight + ada_bias).float().chunk(2, dim=-1)
+    def forward(self, x: Tensor, ada: Tensor, weight_f32: Tensor, bias_f32: Tensor) -> Tensor:
+        shift, scale = ada.float().chunk(2, dim=-1)
         return norm_modulate(x.float(), scale, shift, self.eps) @ weight_f32 + bias_f32
 
 
 class Decode(nn.Module):
-    """Dense tokens (B, side*side, C) float32 to images float32 in [0, 1]."""
+    """Tokens (B, side*side, C) float32 to images float32: 0 black, 1 white, not clipped."""
 
     def __init__(
         self,
@@ -162,4 +154,19 @@ class Decode(nn.Module):
         latent = (tokens / self.latent_scale).to(self.dtype).transpose(1, 2)
         latent = latent.unflatten(2, (self.side, self.side))
         image = self.decoder(self.post_quant_conv(latent)).float()
-        return (image / 2 + 0.5).clamp(0, 1)
+        return image / 2 + 0.5
+
+
+class Encode(nn.Module):
+    """Images (B, 3, H, W) float32 in [0, 1] to the Gaussian of dense tokens.
+
+    Its mean and standard deviation are (B, side*side, C) float32 each.
+    """
+
+    def __init__(self, encoder: nn.Module, quant_conv: nn.Module, latent_scale: float) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv, self.latent_scale = encoder, quant_conv, latent_scale
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = gaussian(self.quant_conv(self.encoder(image * 2 - 1)))
+        return flatten_map(mean * self.latent_scale), flatten_map(std * self.latent_scale)

@@ -23,6 +23,8 @@ class Pieces:
     ) -> None:
         self.model, self.vae, self.dtype, self.opset = model, vae, dtype, opset
         self.block = lru_cache(self._trace_block)
+        self.final = lru_cache(self._trace_final)
+        self.decode = lru_cache(self._trace_decode)
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype)
@@ -76,14 +78,13 @@ class Pieces:
         W = self.model.mlp_width
         inputs = {
             "x": self._empty(N, LENGTH, W),
-            "act": self._empty(N, LENGTH, W),
+            "ada": self._empty(N, LENGTH, 3 * W),
             "norm_weight": self._empty(W),
             "norm_bias": self._empty(W),
-            **self._linear("ada", W, 3 * W),
             **self._mlp(W, W),
         }
         module = modules.ResBlock(self.model.norm_eps)
-        return self._trace(module, inputs, ["y"], x=(0, 1), act=(0, 1))
+        return self._trace(module, inputs, ["y"], x=(0, 1), ada=(0, 1))
 
     @cached_property
     def dit_block(self) -> ir.Graph:
@@ -98,24 +99,45 @@ class Pieces:
         module = modules.DiTBlock(heads, W // heads, self.model.norm_eps)
         return self._trace(module, inputs, ["y"], x=(0, 1), act=(0, 1))
 
-    def final(self, width: int, out_channels: int) -> ir.Graph:
-        """The last layer of a denoiser."""
+    def _trace_final(self, denoiser: str) -> ir.Graph:
+        """The last layer of a denoiser, "mlp" or "dit"."""
+        model, C = self.model, self.model.token_channels
+        width, out = (model.mlp_width, 2 * C) if denoiser == "mlp" else (model.dit_width, C)
         inputs = {
             "x": self._empty(N, LENGTH, width),
-            "act": self._empty(N, LENGTH, width),
-            **self._linear("ada", width, 2 * width),
-            "weight_f32": torch.empty(width, out_channels),
-            "bias_f32": torch.empty(out_channels),
+            "ada": self._empty(N, LENGTH, 2 * width),
+            "weight_f32": torch.empty(width, out),
+            "bias_f32": torch.empty(out),
         }
-        module = modules.FinalLayer(self.model.norm_eps)
-        return self._trace(module, inputs, ["out"], x=(0, 1), act=(0, 1))
+        module = modules.FinalLayer(model.norm_eps)
+        return self._trace(module, inputs, ["out"], x=(0, 1), ada=(0, 1))
 
-    def decode(self) -> ir.Graph:
+    def _trace_decode(self, side: int) -> ir.Graph:
         """The weights are inputs, named as in the autoencoder."""
-        with torch.device("meta"):
-            vae = KLVAE(self.vae)
+        vae = _shapes_only(self.vae)
         decoder, conv = (blank(m, self.dtype) for m in (vae.decoder, vae.post_quant_conv))
-        side = self.model.dense_side
         module = modules.Decode(decoder, conv, self.vae.latent_scale, side, self.dtype)
         operand = torch.empty(N, side * side, self.vae.latent_channels)
-        return trace_network(module, operand, "image", self.opset)
+        return trace_network(module, operand, ["image"], self.opset)
+
+    @cached_property
+    def encode(self) -> ir.Graph:
+        """The weights are inputs, named as in the autoencoder."""
+        vae = _shapes_only(self.vae)
+        encoder, conv = (blank(m, torch.float32) for m in (vae.encoder, vae.quant_conv))
+        module = modules.Encode(encoder, conv, self.vae.latent_scale)
+        side_px = self.model.dense_side * self.vae.downsampling
+        return trace_network(
+            module, torch.empty(N, 3, side_px, side_px), ["tokens", "std"], self.opset
+        )
+
+
+@lru_cache(maxsize=4)
+def pieces_for(model: HiMARConfig, vae: KLVAEConfig, dtype: torch.dtype, opset: int) -> Pieces:
+    """Pieces of a model, kept for further exports of models of the same sizes."""
+    return Pieces(model, vae, dtype, opset)
+
+
+def _shapes_only(config: KLVAEConfig) -> KLVAE:
+    with torch.device("meta"):
+        return KLVAE(config)

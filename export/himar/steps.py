@@ -1,39 +1,40 @@
 """Catalogue of Hi-MAR's graphs: per kind and step, the names, dtypes and shapes of inputs, outputs.
 
 The number of known tokens follows from the plan of a phase, so every step has static shapes but for
-the batch. Symbolic dimensions: `B` images; `N` rows of the batch (B, or 2B with the conditional
-half first); `n` pivots predicted in a step. Positions count from 0 in each grid; those in `source`
-run over both grids, pivots first. Where a model is conditioned by vectors, these are the `cond` of
-a step as they come, and the graph `cond` holds the one row without condition.
+the batch. The steps of the dense phase are those of the bundle's own `num_iter`. Beside them, the
+graphs `pivot` and `dense` without a step take any number of known tokens from 1: with `dense_00`,
+which takes none, `dense` runs any other `num_iter`, and an engine of a phase holds its weights once
+for all steps after the first. Symbolic dimensions: `B` images; `N` rows of the batch (B, or 2B with
+the conditional half first); `n` pivots predicted in a step; `known` tokens. Positions count from 0
+in each grid; those in `source` run over both grids, pivots first.
+
+A denoiser is there twice, from the same weights: with guidance inside, on conditions of 2B rows,
+and unguided, on B rows. The guided one of the pivots is there in two parts, too: `modulate_pivot`
+makes the modulations of its layers, from more than half of its weights, for all `T` time steps of a
+sampling at once, and `denoise_pivot_modulated` takes those of one. Where a model is conditioned by
+vectors, these are the `cond` of a step as they come, and the graph `cond` holds the one row without
+condition.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from export.steps import DTYPE_NAMES
+from export.step import DTYPE_NAMES, Step
 from hmar.config import HiMARConfig, KLVAEConfig
-from hmar.himar_schedule import Step, plan
-from runtime.bundle import TensorSpec
-
-Kind = Literal["cond", "pivot", "dense", "denoise_pivot", "denoise_dense", "decode"]
+from hmar.himar_schedule import plan
+from runtime.bundle import Kind, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepSpec:
+class StepSpec(Step):
     """One graph to build.
 
     Attributes:
-        step_idx: step of its phase.
-        known: tokens of the phase's grid that are known before the step.
+        known: tokens of the phase's grid that are known before the step; "known" = any number.
     """
 
-    kind: Kind
-    step_idx: int | None = None
-    known: int = 0
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    known: int | str = 0
 
     @property
     def name(self) -> str:
@@ -46,7 +47,7 @@ class Catalogue:
     def __init__(self, model: HiMARConfig, vae: KLVAEConfig, precision: str, num_iter: int) -> None:
         self.model, self.num_iter = model, num_iter
         self.act = DTYPE_NAMES[precision]
-        self.side_px = model.dense_side * vae.downsampling
+        self.cell_px = vae.downsampling
 
     def steps(self) -> list[StepSpec]:
         """All graphs of the bundle."""
@@ -56,17 +57,25 @@ class Catalogue:
         dense_plan = plan(N, self.num_iter, 1.0, "constant")
         return [
             self._cond(),
-            *(self._pivot(s, step) for s, step in enumerate(pivot_plan)),
-            self._denoise("denoise_pivot", "n", self.model.mlp_width),
-            *(self._dense(k, step) for k, step in enumerate(dense_plan)),
-            self._denoise("denoise_dense", N, self.model.dit_width),
-            self._decode(),
+            *(
+                self._pivot(s, P - step.unknown, step.unknown - step.remaining)
+                for s, step in enumerate(pivot_plan)
+            ),
+            self._pivot(None, "known", "n"),
+            *self._denoisers("denoise_pivot", "n", self.model.mlp_width),
+            *self._modulated_denoiser(),
+            *(self._dense(k, N - step.unknown) for k, step in enumerate(dense_plan)),
+            self._dense(None, "known"),
+            *self._denoisers("denoise_dense", N, self.model.dit_width),
+            self._decode("decode_pivot", self.model.pivot_side),
+            self._decode("decode", self.model.dense_side),
+            self._encode(),
         ]
 
     def _tokens(self, name: str, rows: str, length: int | str) -> TensorSpec:
         return TensorSpec(name, "float32", (rows, length, self.model.token_channels))
 
-    def _hidden(self, name: str, length: int) -> TensorSpec:
+    def _hidden(self, name: str, length: int | str) -> TensorSpec:
         return TensorSpec(name, self.act, ("N", length, self.model.embed_dim))
 
     @property
@@ -82,9 +91,8 @@ class Catalogue:
         label = TensorSpec("label", "int32", ("N",))  # num_classes = no class
         return StepSpec(kind="cond", inputs=(label,), outputs=(self._cond_rows,))
 
-    def _pivot(self, step_idx: int, step: Step) -> StepSpec:
+    def _pivot(self, step_idx: int | None, known: int | str, predicted: int | str) -> StepSpec:
         P = self.model.num_pivots
-        known, predicted = P - step.unknown, step.unknown - step.remaining
         given = (
             self._tokens("pivots", "N", P),
             TensorSpec("known", "int32", ("N", known)),
@@ -105,9 +113,8 @@ class Catalogue:
             ),
         )
 
-    def _dense(self, step_idx: int, step: Step) -> StepSpec:
+    def _dense(self, step_idx: int | None, known: int | str) -> StepSpec:
         N = self.model.num_dense
-        known = N - step.unknown
         given = (
             self._tokens("dense", "N", N),
             TensorSpec("known", "int32", ("N", known)),
@@ -125,24 +132,59 @@ class Catalogue:
             outputs=(TensorSpec("head_cond", self.act, ("N", N, self.model.dit_width)),),
         )
 
-    def _denoise(self, kind: Kind, length: int | str, width: int) -> StepSpec:
-        noise = self._tokens("noise", "B", length)
-        variance = self._tokens("variance", "B", length)
-        return StepSpec(
-            kind=kind,
-            inputs=(
-                self._tokens("x", "B", length),
-                TensorSpec("timestep", "int32", (1,)),
-                TensorSpec("head_cond", self.act, ("2B", length, width)),
-                TensorSpec("scale", "float32", (1,)),
-            ),
-            outputs=(noise, variance) if kind == "denoise_pivot" else (noise,),
+    def _denoisers(self, kind: Kind, length: int | str, width: int) -> tuple[StepSpec, StepSpec]:
+        """A denoiser with guidance, and the same without."""
+        state = (self._tokens("x", "B", length), TensorSpec("timestep", "int32", (1,)))
+        scale = TensorSpec("scale", "float32", (1,))
+        names = ("noise", "variance") if kind == "denoise_pivot" else ("noise",)
+        outputs = tuple(self._tokens(name, "B", length) for name in names)
+
+        def cond(rows: str) -> TensorSpec:
+            return TensorSpec("head_cond", self.act, (rows, length, width))
+
+        unguided: Kind = f"{kind}_unguided"  # type: ignore[assignment]
+        return (
+            StepSpec(kind=kind, inputs=(*state, cond("2B"), scale), outputs=outputs),
+            StepSpec(kind=unguided, inputs=(*state, cond("B")), outputs=outputs),
         )
 
-    def _decode(self) -> StepSpec:
-        image = TensorSpec("image", "float32", ("B", 3, self.side_px, self.side_px))
+    def _modulated_denoiser(self) -> tuple[StepSpec, StepSpec]:
+        """The pivots' guided denoiser in two parts, the first for all time steps at once."""
+        width, vectors = self.model.mlp_width, 3 * self.model.mlp_depth + 2
+        head_cond = TensorSpec("head_cond", self.act, ("N", "n", width))
+
+        def modulation(*rows: str) -> TensorSpec:
+            return TensorSpec("modulation", self.act, (*rows, "n", vectors * width))
+
+        return (
+            StepSpec(
+                kind="modulate_pivot",
+                inputs=(TensorSpec("timestep", "int32", ("T",)), head_cond),
+                outputs=(modulation("T", "N"),),
+            ),
+            StepSpec(
+                kind="denoise_pivot_modulated",
+                inputs=(
+                    self._tokens("x", "B", "n"),
+                    modulation("2B"),
+                    TensorSpec("scale", "float32", (1,)),
+                ),
+                outputs=tuple(self._tokens(name, "B", "n") for name in ("noise", "variance")),
+            ),
+        )
+
+    def _image(self, side: int) -> TensorSpec:
+        return TensorSpec("image", "float32", ("B", 3, side * self.cell_px, side * self.cell_px))
+
+    def _decode(self, kind: Kind, side: int) -> StepSpec:
+        tokens = self._tokens("tokens", "B", side * side)
+        return StepSpec(kind=kind, inputs=(tokens,), outputs=(self._image(side),))
+
+    def _encode(self) -> StepSpec:
+        """Mean of the tokens, and their standard deviation."""
+        N = self.model.num_dense
         return StepSpec(
-            kind="decode",
-            inputs=(self._tokens("tokens", "B", self.model.num_dense),),
-            outputs=(image,),
+            kind="encode",
+            inputs=(self._image(self.model.dense_side),),
+            outputs=(self._tokens("tokens", "B", N), self._tokens("std", "B", N)),
         )

@@ -50,8 +50,9 @@ def lay_out(weights: WeightsFile, model: HiMAR, vae: KLVAE, dtype: torch.dtype) 
     _add_mlp_denoiser(weights, model, dtype)
     _add_dit_denoiser(weights, model, dtype)
     for name, parameter in vae.named_parameters():
-        if name.startswith(("decoder.", "post_quant_conv.")):
-            weights.add(name, dtype, tuple(parameter.shape), partial(vae.get_parameter, name))
+        # tokens of given images are kept through an edit, so the encoder keeps full precision
+        kept = torch.float32 if name.startswith(("encoder.", "quant_conv.")) else dtype
+        weights.add(name, kept, tuple(parameter.shape), partial(vae.get_parameter, name))
 
 
 def cond_rows(model: HiMAR) -> Tensor:

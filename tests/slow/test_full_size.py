@@ -7,10 +7,6 @@ DIR holds d16_256.json and its .npz files. Takes about five minutes and 7 GB of 
 
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +19,10 @@ from runtime.bundle import Bundle
 from runtime.pipeline import Pipeline
 from runtime.trajectory import condition
 from tests.checkpoints import write_pth
+from tests.command_line import peak_bytes, run
 from tests.golden_data import Case
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +39,6 @@ def files(case: Case, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     return write_pth(folder, "hmar", case.config), write_pth(folder, "vae", case.config)
 
 
-def run(script: str, *arguments: object) -> str:
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, f"scripts/{script}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    seconds = time.perf_counter() - start
-    print(f"\n{script}: {seconds:.1f} s, peak so far {peak / 1e6:.2f} GB\n{done.stdout}")
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def bundle(files: tuple[Path, Path]) -> Path:
     out = files[0].parent / "bundle"
@@ -67,8 +48,7 @@ def bundle(files: tuple[Path, Path]) -> Path:
 
 def test_size_and_memory(files: tuple[Path, Path], bundle: Path) -> None:
     checkpoint = sum(f.stat().st_size for f in files)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    assert peak <= 2.5 * checkpoint
+    assert peak_bytes() <= 2.5 * checkpoint
     weights = Bundle.open(bundle).manifest.weights.nbytes
     assert sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) <= 1.02 * weights
 

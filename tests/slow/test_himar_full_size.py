@@ -15,7 +15,6 @@ import torch
 from hmar.config import HIMAR_PRESETS
 from hmar.himar_checkpoint import check_himar_pair, load_himar, load_kl_vae
 from tests.himar_golden import HiMARCase, compare_generation, published_state, run_reference
-from tests.himar_graphs import Generation, Graphs
 from tests.himar_module_check import (
     check_dit_denoiser,
     check_mlp_denoiser,
@@ -57,14 +56,6 @@ def test_base_modules(folder: Path) -> None:
 def test_base_generation(folder: Path) -> None:
     case = HiMARCase("base.trace", folder)
     compare_generation(case, run_reference(case))
-
-
-def test_base_generation_by_graphs(folder: Path, tmp_path: Path) -> None:
-    case = HiMARCase("base.trace", folder)
-    ours = Generation(case, Graphs(case, tmp_path)).arrays()
-    for name in ("p1.tokens", "p2.tokens"):
-        case.check(name, ours[name])
-    case.check("small_z", ours["small_z"])
 
 
 def test_base_checkpoint(folder: Path, tmp_path: Path) -> None:

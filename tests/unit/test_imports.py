@@ -65,8 +65,8 @@ def test_runtime_needs_numpy_only() -> None:
         "import sys\n"
         "sys.modules.update(dict.fromkeys(['torch', 'onnx', 'onnxruntime', 'PIL', 'tensorrt', "
         "'tensorrt_rtx', 'cuda'], None))\n"
-        "import runtime, runtime.pipeline, runtime.trace, runtime.backends.onnxrt, "
-        "runtime.backends.trt, runtime.engine_cache"
+        "import runtime, runtime.pipeline, runtime.himar_pipeline, runtime.trace, "
+        "runtime.backends.onnxrt, runtime.backends.trt, runtime.engine_cache"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
