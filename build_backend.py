@@ -228,7 +228,7 @@ def compile_kernels(archs: str) -> Path:
     if environment is None:
         raise PluginBuildError("Triton is not installed, and not in the build environment")
     folder = BUILD / "kernels"
-    for package in ("block_sparse_attn", "sampling", "decoder"):
+    for package in ("block_sparse_attn", "sampling", "decoder", "transformer", "glue"):
         command = [sys.executable, "-m", f"plugins_trt.{package}.aot", "--out", str(folder)]
         run([*command, "--arch", archs] if archs else command, environment)
     return folder

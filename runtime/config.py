@@ -15,8 +15,8 @@ BackendName = Literal["auto", "ort-cpu", "ort-cuda", "trt"]
 BACKENDS: tuple[str, ...] = get_args(BackendName)
 AttentionKind = Literal["function", "plugin"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
-DecoderKind = Literal["auto", "kernels", "engine"]
-DECODER_KINDS: tuple[str, ...] = get_args(DecoderKind)
+KernelUse = Literal["auto", "kernels", "engine"]
+KERNEL_USES: tuple[str, ...] = get_args(KernelUse)
 Context = Literal["scale", "prefix"]
 
 
@@ -121,6 +121,8 @@ class BackendConfig:
         decoder: what decodes images in the backend "trt": "kernels" (the built library holds some,
             for a float16 decoder of the published sizes or the demo's on an H100), "engine"
             (TensorRT's), or "auto", which is kernels where there are some.
+        transformer: what runs the passes of the transformer, and what lies between them; likewise,
+            the library's kernels being for float16 models of the published widths.
         nvtx: mark every step with an NVTX range named after its graph, for Nsight Systems; there is
             then no generation at once.
     """
@@ -132,7 +134,8 @@ class BackendConfig:
     attention: AttentionKind = "function"
     placement: Mapping[Kind, BackendName] = field(default_factory=dict)
     engines: Path | None = None
-    decoder: DecoderKind = "auto"
+    decoder: KernelUse = "auto"
+    transformer: KernelUse = "auto"
     nvtx: bool = False
 
     def __post_init__(self) -> None:
@@ -140,8 +143,11 @@ class BackendConfig:
             raise ValueError(f"backend must be one of {BACKENDS}, got {self.name!r}")
         if self.attention not in ATTENTION_KINDS:
             raise ValueError(f"attention must be one of {ATTENTION_KINDS}, got {self.attention!r}")
-        if self.decoder not in DECODER_KINDS:
-            raise ValueError(f"decoder must be one of {DECODER_KINDS}, got {self.decoder!r}")
+        for name in ("decoder", "transformer"):
+            if getattr(self, name) not in KERNEL_USES:
+                raise ValueError(
+                    f"{name} must be one of {KERNEL_USES}, got {getattr(self, name)!r}"
+                )
         if self.threads < 0:
             raise ValueError(f"threads must be >= 0, got {self.threads}")
         if self.max_batch < 1:
@@ -151,3 +157,7 @@ class BackendConfig:
                 raise ValueError(f"placement: {kind!r} is no kind of graph; {get_args(Kind)} are")
             if name not in BACKENDS:
                 raise ValueError(f"placement of {kind}: must be one of {BACKENDS}, got {name!r}")
+
+    def runs(self, kind: Kind, backend: BackendName) -> bool:
+        """Whether graphs of a kind run on a backend that is the pipeline's own."""
+        return self.placement.get(kind, backend) == backend

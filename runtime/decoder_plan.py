@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from runtime.bundle import Manifest
 from runtime.errors import BackendUnavailableError
-from runtime.stages import align
+from runtime.launches import LaunchPlan, Scratch, Step, blocks
 
 GROUPS, EPS = 32, 1e-6  # of every group norm
 PLACES = ("map0", "map1", "map2")  # a residual block has no more than three maps at once
@@ -44,38 +44,15 @@ class WeightUse:
     upsamples: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One launch.
-
-    Attributes:
-        kernel: its name.
-        grid: numbers of programs.
-        pointers: by parameter, the name of a place: of `DecoderPlan.offsets`, of a weight, INPUT or
-            OUTPUT.
-        scalars: by parameter.
-    """
-
-    kernel: str
-    grid: tuple[int, ...]
-    pointers: dict[str, str]
-    scalars: dict[str, int | float]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderPlan:
+class DecoderPlan(LaunchPlan):
     """All launches of one batch size.
 
     Attributes:
         weights: what the steps read, by name.
-        offsets: places in scratch memory.
-        nbytes: size of the scratch memory.
     """
 
-    steps: tuple[Step, ...]
     weights: dict[str, WeightUse]
-    offsets: dict[str, int]
-    nbytes: int
 
 
 def read_sizes(manifest: Manifest) -> DecoderSizes:
@@ -180,21 +157,21 @@ class _Builder:
     def __init__(self, batch: int, kernels: Mapping[str, Mapping[str, Any]]) -> None:
         self._batch, self._kernels = batch, kernels
         self._free = list(PLACES)
-        self._nbytes = dict.fromkeys((*PLACES, "sums", "scale_shift"), 0)
+        self._scratch = Scratch(dict.fromkeys((*PLACES, "sums", "scale_shift"), 0))
         self._steps: list[Step] = []
         self._weights: dict[str, WeightUse] = {}
 
     def from_planes(self, channels: int, side: int) -> _Map:
         out = self._take(channels, side)
         kernel, constants = self._select("from_planes", CHANNELS=channels)
-        grid = (_blocks(side * side, constants["BLOCK"]), self._batch)
+        grid = (blocks(side * side, constants["BLOCK"]), self._batch)
         pointers = {"planes": INPUT, "out": out.place}
         self._add(kernel, grid, pointers, num_pixels=side * side)
         return out
 
     def to_image(self, x: _Map) -> None:
         kernel, constants = self._select("to_image")
-        grid = (_blocks(x.side * x.side, constants["BLOCK"]), self._batch)
+        grid = (blocks(x.side * x.side, constants["BLOCK"]), self._batch)
         self._add(kernel, grid, {"x": x.place, "image": OUTPUT}, num_pixels=x.side * x.side)
 
     def convolve(
@@ -218,8 +195,8 @@ class _Builder:
             HAS_RESIDUAL=residual is not None,
             HAS_SUMS=epilogue == "sums",
         )
-        tiles = _blocks(x.side, constants["TILE_H"]) * _blocks(x.side, constants["TILE_W"])
-        parts = _blocks(channels, constants["BLOCK_N"] + constants["REST_N"])
+        tiles = blocks(x.side, constants["TILE_H"]) * blocks(x.side, constants["TILE_W"])
+        parts = blocks(channels, constants["BLOCK_N"] + constants["REST_N"])
         phases = 4 if upsamples else 1
         out = self._take(channels, x.side * (2 if upsamples else 1), phases * tiles)
         pointers = {"x": x.place, "out": out.place}
@@ -251,7 +228,7 @@ class _Builder:
         )
         values = x.side * x.side * x.channels
         kernel, constants = self._select("normalize", CHANNELS=x.channels, HAS_SILU=has_silu)
-        grid = (_blocks(values, constants["BLOCK"]), self._batch)
+        grid = (blocks(values, constants["BLOCK"]), self._batch)
         pointers = {"x": x.place, "scale_shift": "scale_shift", "out": out.place}
         self._add(kernel, grid, pointers, num_values=values)
         return out
@@ -270,19 +247,16 @@ class _Builder:
         qkv = self.convolve(normed, f"{name}.qkv", 3 * C, side=1, epilogue="plain")
         out = self._take(C, x.side)
         kernel, constants = self._select("attention", CHANNELS=C)
-        grid = (_blocks(pixels, constants["BLOCK_Q"]), C // constants["BLOCK_C"], self._batch)
+        grid = (blocks(pixels, constants["BLOCK_Q"]), C // constants["BLOCK_C"], self._batch)
         pointers = {"qkv": qkv.place, "out": out.place}
         self._add(kernel, grid, pointers, num_pixels=pixels, sm_scale=C**-0.5)
         self._free.append(qkv.place)
         return self.convolve(out, f"{name}.proj_out", C, side=1, residual=x)
 
     def plan(self) -> DecoderPlan:
-        offsets, end = {}, 0
-        for place, nbytes in self._nbytes.items():
-            offsets[place] = end
-            end += align(nbytes)
+        offsets, nbytes = self._scratch.lay_out()
         return DecoderPlan(
-            steps=tuple(self._steps), weights=self._weights, offsets=offsets, nbytes=end
+            steps=tuple(self._steps), weights=self._weights, offsets=offsets, nbytes=nbytes
         )
 
     def _take(self, channels: int, side: int, tiles: int = 0) -> _Map:
@@ -291,7 +265,7 @@ class _Builder:
         return _Map(place, channels, side, tiles)
 
     def _reserve(self, place: str, nbytes_of_image: int) -> None:
-        self._nbytes[place] = max(self._nbytes[place], self._batch * nbytes_of_image)
+        self._scratch.add(place, self._batch * nbytes_of_image)
 
     def _read(self, name: str, use: WeightUse, weight: str, bias: str) -> dict[str, str]:
         """The parameters of a layer's weight and bias."""
@@ -323,7 +297,3 @@ class _Builder:
             )
         name = max(fitting, key=lambda name: fitting[name]["from_pixels"])
         return name, fitting[name]["constants"]
-
-
-def _blocks(size: int, block: int) -> int:
-    return -(-size // block)

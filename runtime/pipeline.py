@@ -19,7 +19,7 @@ from runtime.config import (
     AttentionKind,
     BackendConfig,
     BackendName,
-    DecoderKind,
+    KernelUse,
     SamplingConfig,
 )
 from runtime.draws import Draws, SeededDraws
@@ -74,7 +74,8 @@ class Pipeline:
         attention: AttentionKind = "function",
         placement: Mapping[Kind, BackendName] | None = None,
         engines: Path | None = None,
-        decoder: DecoderKind = "auto",
+        decoder: KernelUse = "auto",
+        transformer: KernelUse = "auto",
         nvtx: bool = False,
     ) -> Pipeline:
         """Opens a bundle after checking its files against the manifest.
@@ -82,7 +83,7 @@ class Pipeline:
         Args:
             bundle: the bundle folder.
             backend, threads, max_batch, check_weights, attention, placement, engines, decoder,
-                nvtx: see `BackendConfig`.
+                transformer, nvtx: see `BackendConfig`.
 
         Raises:
             BundleError: the folder is no bundle, or a file is missing or altered.
@@ -97,6 +98,7 @@ class Pipeline:
             engines=engines,
             attention=attention,
             decoder=decoder,
+            transformer=transformer,
             nvtx=nvtx,
         )
         opened = Bundle.open(bundle)

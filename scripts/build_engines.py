@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from runtime.backends.kernel_engines import kinds_with_kernels
 from runtime.backends.trt_library import FLAVOURS, import_tensorrt
 from runtime.bundle import Bundle, Kind
 from runtime.engine_cache import build_engines
@@ -83,6 +85,13 @@ def parse_args() -> argparse.Namespace:
         "--leave-out",
         metavar="KIND,…",
         help="kinds of graph not to build, since another backend runs them, such as decode",
+    )
+    p.add_argument(
+        "--kernels",
+        choices=("auto", "off"),
+        default="auto",
+        help="auto: build nothing for graphs that the plugin library's own kernels run on this "
+        "GPU; off: build all engines, for --transformer engine and --decoder engine",
     )
     p.add_argument(
         "--guidance",
@@ -149,6 +158,14 @@ def parse_size(text: str | None) -> int | None:
     return int(number) * (unit or 1)
 
 
+def kinds_of_kernels(bundle: Bundle, gpus: Sequence[str], batches: Sequence[int]) -> set[Kind]:
+    """Kinds of graph that need no engine on any of these GPUs; says so."""
+    left_out = set.intersection(*(kinds_with_kernels(bundle, gpu, batches) for gpu in gpus))
+    if left_out:
+        print(f"no engines for {', '.join(sorted(left_out))}: the plugin library has kernels")
+    return left_out
+
+
 def find_gpu(*, is_needed: bool) -> str | None:
     """This machine's GPU; its packages need not be there if no engine is for it."""
     try:
@@ -161,22 +178,26 @@ def find_gpu(*, is_needed: bool) -> str | None:
 
 def main() -> None:
     args = parse_args()
+    bundle = Bundle.open(args.bundle)
+    bundle.check_files()
+    gpus, batches = parse_list(args.gpu, "--gpu"), parse_batches(args.batch)
+    local = find_gpu(is_needed=not gpus)
+    leave_out = set(parse_kinds(args.leave_out, "--leave-out"))
+    if args.kernels == "auto" and args.layout == "profiles":
+        leave_out |= kinds_of_kernels(bundle, gpus or [str(local)], batches)
     options = EngineOptions(
-        batches=parse_batches(args.batch),
+        batches=batches,
         layout=args.layout,
         guidance=args.guidance,
         extra=parse_kinds(args.extra, "--extra"),
-        leave_out=parse_kinds(args.leave_out, "--leave-out"),
+        leave_out=tuple(sorted(leave_out)),
         stages=parse_stages(args.stages),
         workspace_bytes=parse_size(args.max_workspace),
     )
-    bundle = Bundle.open(args.bundle)
-    bundle.check_files()
-    gpus = parse_list(args.gpu, "--gpu")
     target = choose_target(
         import_tensorrt(args.library),
         gpus,
-        find_gpu(is_needed=not gpus),
+        local,
         attention=args.attention,
         plugin=args.plugin,
     )

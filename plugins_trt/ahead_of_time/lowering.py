@@ -38,6 +38,7 @@ class Unit:
         num_stages: steps of a loop whose loads are in flight, None for the compiler's default.
         max_registers: of a thread, None for the compiler's choice.
         fuses_products: a product and a sum may become one operation, which rounds once.
+        may_use_scratch: whoever launches it provides the memory that the compiler asks for.
     """
 
     name: str
@@ -50,15 +51,21 @@ class Unit:
     num_stages: int | None = None
     max_registers: int | None = None
     fuses_products: bool = True
+    may_use_scratch: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """One compiled unit: PTX and what the compiler says about it."""
+    """One compiled unit: PTX and what the compiler says about it.
+
+    Attributes:
+        scratch_bytes: of device memory for each program, behind the parameter `global_scratch`.
+    """
 
     ptx: str
     threads: int
     shared_bytes: int
+    scratch_bytes: int = 0
 
 
 def run_time_parameters(
@@ -121,14 +128,20 @@ def compile_kernel(unit: Unit, arch: int) -> Kernel:
     metadata: dict[str, Any] = {}
     for lower in stages.values():
         module = lower(module, metadata)
-    if metadata["global_scratch_size"] or metadata["profile_scratch_size"]:
+    scratch_bytes = metadata["global_scratch_size"]
+    if (scratch_bytes and not unit.may_use_scratch) or metadata["profile_scratch_size"]:
         raise AheadOfTimeError(
             f"{unit.name}, sm_{arch}: wants scratch memory, which the launcher does not allocate"
         )
     ptx = module.replace(metadata["name"], unit.name)
     check_parameters(ptx, unit)
     (threads,) = re.findall(r"^\.reqntid (\d+)", ptx, re.MULTILINE)
-    return Kernel(ptx=ptx, threads=int(threads), shared_bytes=metadata["shared"])
+    return Kernel(
+        ptx=ptx,
+        threads=int(threads),
+        shared_bytes=metadata["shared"],
+        scratch_bytes=scratch_bytes,
+    )
 
 
 def check_parameters(ptx: str, unit: Unit) -> None:

@@ -10,15 +10,15 @@ from typing import Any, Literal, Protocol
 
 from runtime.backends.cuda import import_cuda
 from runtime.errors import BackendError, BackendUnavailableError
+from runtime.launches import KernelTable
+
+Part = Literal["sampling", "decoder", "transformer", "glue"]
 
 C_TYPES: dict[str, Any] = {
     "pointer": ctypes.c_void_p,
     "i32": ctypes.c_int32,
     "fp32": ctypes.c_float,
 }
-
-KernelTable = Mapping[str, Mapping[str, Any]]
-"""By name of the kernel: how it is launched, see `plugins_trt/{sampling,decoder}/aot.py`."""
 
 
 class Kernels(Protocol):
@@ -52,20 +52,11 @@ class KernelLibrary:
         BackendError: CUDA fails.
     """
 
-    def __init__(self, library: Path, part: Literal["sampling", "decoder"], gpu: str) -> None:
+    def __init__(self, library: Path, part: Part, gpu: str) -> None:
         self._cuda, self._part = import_cuda("driver"), part
-        loaded = ctypes.CDLL(str(library))
-        table, image = (getattr(loaded, f"hmar_{part}_{what}") for what in ("table", "image"))
-        table.restype, image.restype = ctypes.c_char_p, ctypes.c_void_p
-        tables: dict[str, KernelTable] = json.loads(table())
-        arch = choose_architecture(gpu, tables)
-        if arch is None:
-            raise BackendUnavailableError(
-                f"{library}: {part} kernels for {', '.join(tables) or 'no GPU'}, none for {gpu}; "
-                f"if plugins_trt/{part}/aot.py knows this GPU, build the library with "
-                "-DHMAR_CUDA_ARCHS that name it"
-            )
-        self.table: KernelTable = tables[arch]
+        self.table: KernelTable = read_table(library, part, gpu)
+        image = getattr(ctypes.CDLL(str(library)), f"hmar_{part}_image")
+        image.restype = ctypes.c_void_p
         (self._module,) = self._call("cuModuleLoadData", image())
         self._functions = {name: self._load(name) for name in self.table}
 
@@ -85,21 +76,51 @@ class KernelLibrary:
         if unknown := set(arguments) - set(entry["parameters"]):
             raise ValueError(f"kernel {name} has no parameters {sorted(unknown)}")
         self._call(
-            "cuLaunchKernel",
+            "cuLaunchKernelEx",
+            self._configuration(entry, grid, stream),
             self._functions[name],
-            *(*grid, 1, 1)[:3],
-            *(entry["threads"], 1, 1),
-            entry["shared_bytes"],
-            stream,
             (tuple(values), tuple(kinds)),
             0,
         )
+
+    def _configuration(self, entry: Mapping[str, Any], grid: Sequence[int], stream: int) -> Any:
+        cuda, config = self._cuda, self._cuda.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]
+        config.blockDimX, config.blockDimY, config.blockDimZ = entry["threads"], 1, 1
+        config.sharedMemBytes, config.hStream = entry["shared_bytes"], cuda.CUstream(stream)
+        if entry.get("overlaps", False):
+            attribute, value = cuda.CUlaunchAttribute(), cuda.CUlaunchAttributeValue()
+            value.programmaticStreamSerializationAllowed = 1
+            ids = cuda.CUlaunchAttributeID
+            attribute.id = ids.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value = value
+            config.attrs, config.numAttrs = [attribute], 1
+        return config
 
     def _call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
         status, *results = getattr(self._cuda, function)(*arguments)
         if status != self._cuda.CUresult.CUDA_SUCCESS:
             raise BackendError(f"{self._part} kernels: {function}: {status.name}")
         return tuple(results)
+
+
+def read_table(library: Path, part: Part, gpu: str) -> KernelTable:
+    """The kernels of a GPU in the plugin library; needs no GPU.
+
+    Raises:
+        BackendUnavailableError: it has none for this GPU.
+    """
+    table = getattr(ctypes.CDLL(str(library)), f"hmar_{part}_table")
+    table.restype = ctypes.c_char_p
+    tables: dict[str, KernelTable] = json.loads(table())
+    arch = choose_architecture(gpu, tables)
+    if arch is None:
+        raise BackendUnavailableError(
+            f"{library}: {part} kernels for {', '.join(tables) or 'no GPU'}, none for {gpu}; "
+            f"if plugins_trt/{part}/aot.py knows this GPU, build the library with "
+            "-DHMAR_CUDA_ARCHS that name it"
+        )
+    return tables[arch]
 
 
 def choose_architecture(gpu: str, available: Mapping[str, Any]) -> str | None:

@@ -15,9 +15,9 @@ import numpy as np
 from plugins_trt.loader import PluginError, open_library
 from runtime.backends.base import StepRunner
 from runtime.backends.cuda import CudaDevice, Device
-from runtime.backends.decoder_engine import DecoderEngine
 from runtime.backends.device_values import Buffer, BufferPool, DeviceValue
 from runtime.backends.generation import Generations
+from runtime.backends.kernel_engines import kernel_engines
 from runtime.backends.kernel_library import KernelLibrary
 from runtime.backends.sampling_kernels import CudaSamplingKernels, SamplingKernels
 from runtime.backends.staged_engine import StagedEngine
@@ -30,7 +30,7 @@ from runtime.backends.trt_library import (
     make_logger,
 )
 from runtime.backends.trunk import run_as_trunk
-from runtime.bundle import STORED_AS, Bundle, Kind, Manifest, TensorSpec
+from runtime.bundle import STORED_AS, Bundle, Manifest, TensorSpec
 from runtime.config import BackendConfig, SamplingConfig
 from runtime.engine_manifest import FUNCTION_BODY, EngineFolder, built_with, find_engines
 from runtime.engine_plan import (
@@ -116,16 +116,16 @@ class TensorRTRunner(StepRunner):
             engines: dict[str, Engine] = {}
             batches = batches_up_to(found.manifest.batches, config.max_batch)
             try:
-                if (decoder := _load_decoder(bundle, config, device, batches)) is not None:
-                    engines[bundle.manifest.graph("decode")] = decoder
-                    undo.callback(decoder.close)
+                for graph, kernels in kernel_engines(bundle, config, device, batches):
+                    engines[graph] = kernels
+                    undo.callback(kernels.close)
                 for graph, engine in _load_engines(
                     library, found, bundle, config, device.gpu, leave_out=engines
                 ):
                     engines[graph] = engine
                     undo.callback(engine.close)
-                kernels = _load_kernels(device)
-                runner = cls(bundle.manifest, engines, device, batches, kernels)
+                sampling = _load_sampling(device)
+                runner = cls(bundle.manifest, engines, device, batches, sampling)
             except DeviceMemoryError as error:
                 plans = sum(entry.nbytes for entry in found.manifest.engines.values())
                 raise DeviceMemoryError(
@@ -300,7 +300,7 @@ def _load_engines(
     entries = {
         graph: entry
         for graph, entry in found.manifest.engines.items()
-        if graph not in leave_out and _is_placed_here(config, bundle.manifest.graphs[graph].kind)
+        if graph not in leave_out and config.runs(bundle.manifest.graphs[graph].kind, "trt")
     }
     with_plugin = {e.attention for e in entries.values()} - {None, FUNCTION_BODY}
     if config.attention == "plugin" and found.manifest.attention == FUNCTION_BODY:
@@ -343,31 +343,7 @@ def _load_engines(
     )
 
 
-def _is_placed_here(config: BackendConfig, kind: Kind) -> bool:
-    return config.placement.get(kind, "trt") == "trt"
-
-
-def _load_decoder(
-    bundle: Bundle, config: BackendConfig, device: CudaDevice, batches: Sequence[int]
-) -> DecoderEngine | None:
-    """The decoder's kernels, None where TensorRT or another backend decodes."""
-    if config.decoder == "engine" or not _is_placed_here(config, "decode"):
-        return None
-    try:
-        kernels = KernelLibrary(open_library("trt").path, "decoder", device.gpu)
-        decoder = DecoderEngine.of_bundle(bundle, kernels, device, batches)
-    except (PluginError, BackendUnavailableError) as error:
-        if config.decoder == "kernels":
-            raise BackendUnavailableError(
-                f'decoder="kernels" is asked for: {error}; or decode with decoder="engine"'
-            ) from error
-        logger.info("decode: TensorRT, since %s", error)
-        return None
-    logger.info("decode: kernels, %.1f MiB of weights", decoder.plan_nbytes / (1 << 20))
-    return decoder
-
-
-def _load_kernels(device: CudaDevice) -> CudaSamplingKernels | None:
+def _load_sampling(device: CudaDevice) -> CudaSamplingKernels | None:
     try:
         kernels = KernelLibrary(open_library("trt").path, "sampling", device.gpu)
     except (PluginError, BackendUnavailableError) as error:

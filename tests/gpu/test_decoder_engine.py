@@ -21,10 +21,11 @@ from hmar.config import TokenizerConfig
 from hmar.vae import VQVAE
 from plugins_trt.loader import PluginError, open_library
 from runtime.backends.cuda import CudaDevice
-from runtime.backends.decoder_engine import DecoderEngine
+from runtime.backends.decoder_engine import decoder_engine
 from runtime.backends.device_values import BufferPool, DeviceValue
 from runtime.backends.kernel_library import KernelLibrary
 from runtime.backends.onnxrt import OnnxRuntimeRunner
+from runtime.backends.planned_engine import PlannedEngine
 from runtime.backends.trt_library import import_tensorrt, installed_flavours
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig
@@ -88,9 +89,9 @@ def vae() -> VQVAE:
 
 
 @pytest.fixture(scope="module")
-def engine(device: CudaDevice, kernels: KernelLibrary, vae: VQVAE) -> Iterator[DecoderEngine]:
+def engine(device: CudaDevice, kernels: KernelLibrary, vae: VQVAE) -> Iterator[PlannedEngine]:
     state = {name: tensor.half().numpy() for name, tensor in vae.state_dict().items()}
-    engine = DecoderEngine(kernels, device, SIZES, BATCHES, state.__getitem__)
+    engine = decoder_engine(kernels, device, SIZES, BATCHES, state.__getitem__)
     yield engine
     engine.close()
 
@@ -98,7 +99,7 @@ def engine(device: CudaDevice, kernels: KernelLibrary, vae: VQVAE) -> Iterator[D
 class Run:
     """One batch on the device; memory that is written begins as NaN."""
 
-    def __init__(self, device: CudaDevice, engine: DecoderEngine, batch: int) -> None:
+    def __init__(self, device: CudaDevice, engine: PlannedEngine, batch: int) -> None:
         self.f_hat = np.random.default_rng(batch).normal(size=(batch, 32, SIDE, SIDE))
         self.f_hat = self.f_hat.astype(np.float32)
         self._device, self._engine, self._profile = device, engine, BATCHES.index(batch)
@@ -131,7 +132,7 @@ class Run:
 
 
 @pytest.fixture(params=BATCHES, ids=lambda b: f"B{b}")
-def run(request: pytest.FixtureRequest, device: CudaDevice, engine: DecoderEngine) -> Iterator[Run]:
+def run(request: pytest.FixtureRequest, device: CudaDevice, engine: PlannedEngine) -> Iterator[Run]:
     run = Run(device, engine, request.param)
     yield run
     run.close()

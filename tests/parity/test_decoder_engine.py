@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.backends.decoder_engine import DecoderEngine
+from runtime.backends.decoder_engine import decoder_of_bundle
 from runtime.backends.onnxrt import OnnxRuntimeRunner
+from runtime.backends.planned_engine import PlannedEngine
 from runtime.backends.trt import TensorRTRunner
 from runtime.bundle import Bundle, WeightSpec
 from runtime.config import BackendConfig
@@ -39,12 +40,12 @@ def kernels(bundle: Bundle) -> HostDecoderKernels:
 
 
 @pytest.fixture(scope="module")
-def decoder(bundle: Bundle, kernels: HostDecoderKernels) -> DecoderEngine:
-    return DecoderEngine.of_bundle(bundle, kernels, HostDevice(), BATCHES)
+def decoder(bundle: Bundle, kernels: HostDecoderKernels) -> PlannedEngine:
+    return decoder_of_bundle(bundle, kernels, HostDevice(), BATCHES)
 
 
 @pytest.fixture(scope="module")
-def runner(bundle: Bundle, decoder: DecoderEngine) -> Iterator[TensorRTRunner]:
+def runner(bundle: Bundle, decoder: PlannedEngine) -> Iterator[TensorRTRunner]:
     engines = {
         spec.graph: whole_engine(bundle, spec.graph, spec.profiles)
         for spec in plan_engines(bundle.manifest, EngineOptions(batches=BATCHES))
@@ -90,7 +91,7 @@ def test_layers_are_timed(
 
 def test_closing_frees_the_weights(bundle: Bundle, kernels: HostDecoderKernels) -> None:
     device = HostDevice()
-    engine = DecoderEngine.of_bundle(bundle, kernels, device, BATCHES)
+    engine = decoder_of_bundle(bundle, kernels, device, BATCHES)
     assert sum(map(len, device.blocks.values())) == engine.plan_nbytes
     engine.close()
     assert not device.blocks
@@ -103,7 +104,7 @@ def test_a_decoder_of_another_structure_is_refused(
     extra = {"decoder.mid.attn_2.norm.weight": WeightSpec("float16", (4,), 0)}
     other = dataclasses.replace(manifest, tensors={**manifest.tensors, **extra})
     with pytest.raises(BackendUnavailableError, match=r"attn_2\.norm\.weight of no shape, the bun"):
-        DecoderEngine.of_bundle(Bundle(bundle.folder, other), kernels, HostDevice(), BATCHES)
+        decoder_of_bundle(Bundle(bundle.folder, other), kernels, HostDevice(), BATCHES)
 
 
 def test_a_decoder_in_float32_is_refused(tiny_bundle: Path) -> None:

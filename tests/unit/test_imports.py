@@ -19,6 +19,8 @@ MAY_IMPORT = {
         "plugins_trt.loader",
         "plugins_trt.block_sparse_attn.spec",
         "plugins_trt.decoder.weights",
+        "plugins_trt.glue.tiles",
+        "plugins_trt.transformer.weights",
     },
     "export": {"export", "hmar", "plugins_trt", "runtime.bundle"},
 }

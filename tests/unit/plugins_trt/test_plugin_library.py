@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -23,10 +24,11 @@ from plugins_trt.block_sparse_attn.variants import (
     choose_tile,
     tiles,
 )
-from runtime.backends.kernel_library import C_TYPES
+from runtime.backends.kernel_library import C_TYPES, Part
 from tests.plugin_build import ROOT, PluginBuild
 
 TEST_SOURCE = Path(__file__).with_name("plugin_test.cpp")
+PARTS = get_args(Part)
 CASES = re.findall(r"^CASE\((\w+)\)", TEST_SOURCE.read_text(), re.MULTILINE)
 
 
@@ -58,8 +60,8 @@ def test_exports_and_needs(plugin_build: PluginBuild) -> None:
     assert exported == {
         *("getCreators", "setLoggerFinder"),
         *("bsa_architectures", "bsa_check", "bsa_kernel_name", "bsa_launch", "bsa_version"),
-        *("bsa_workspace_bytes", "hmar_decoder_image", "hmar_decoder_table"),
-        *("hmar_sampling_image", "hmar_sampling_table"),
+        "bsa_workspace_bytes",
+        *(f"hmar_{part}_{what}" for part in PARTS for what in ("image", "table")),
     }
     needed = {line.split()[-1].split("@")[0] for line in symbols("--undefined-only") if line}
     foreign = re.compile("cuda|cu[A-Z]|.*nvinfer|getLogger|getPluginRegistry")
@@ -70,16 +72,12 @@ def test_exports_and_needs(plugin_build: PluginBuild) -> None:
     assert not re.search(r"NEEDED.*(cuda|nvinfer|tensorrt)", libraries)
 
 
-@pytest.mark.parametrize(
-    ("part", "architectures"), [("sampling", ARCHITECTURES), ("decoder", (90,))]
-)
-def test_tables_of_kernels_that_the_runtime_launches(
-    part: str, architectures: tuple[int, ...], plugin_build: PluginBuild
-) -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_tables_of_kernels_that_the_runtime_launches(part: str, plugin_build: PluginBuild) -> None:
     table = getattr(ctypes.CDLL(str(plugin_build.library)), f"hmar_{part}_table")
     table.restype = ctypes.c_char_p
     tables = json.loads(table())
-    assert tuple(map(int, tables)) == architectures
+    assert tuple(map(int, tables)) == (ARCHITECTURES if part == "sampling" else (90,))
     for entry in (entry for kernels in tables.values() for entry in kernels.values()):
         assert set(entry["parameters"].values()) <= set(C_TYPES) and entry["threads"] % 32 == 0
 

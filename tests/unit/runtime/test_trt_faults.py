@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from plugins_trt.loader import Library, PluginNotFoundError
-from runtime.backends import trt
+from runtime.backends import kernel_engines, trt
 from runtime.backends.placement import load_runner
 from runtime.backends.trt import TensorRTRunner
 from runtime.backends.trt_build import BuildJob, BuildReport
@@ -95,7 +95,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(trt, "import_tensorrt", machine.import_tensorrt)
     monkeypatch.setattr(trt, "CudaDevice", machine.make_device)
     monkeypatch.setattr(trt, "make_logger", lambda library, messages: messages)
-    monkeypatch.setattr(trt, "open_library", no_library)
+    for module in (trt, kernel_engines):
+        monkeypatch.setattr(module, "open_library", no_library)
 
     class Recorded(trt.TensorRTEngine):
         def close(self) -> None:
@@ -267,20 +268,42 @@ def test_the_decoder_is_kernels_where_there_are_some(
 ) -> None:
     decoder, opened = FakeDecoder(), list[Any]()
     library = Library(path=Path("libhmar_plugins.so"), version="0.1.0", architectures=(89,))
-    monkeypatch.setattr(trt, "open_library", lambda kind: library)
-    monkeypatch.setattr(trt, "KernelLibrary", lambda path, part, gpu: part)
+    for module in (trt, kernel_engines):
+        monkeypatch.setattr(module, "open_library", lambda kind: library)
+        monkeypatch.setattr(module, "KernelLibrary", lambda path, part, gpu: part)
     monkeypatch.setattr(trt, "CudaSamplingKernels", lambda kernels, stream: None)
 
     def of_bundle(*arguments: Any) -> FakeDecoder:
         opened.append(arguments)
         return decoder
 
-    monkeypatch.setattr(trt.DecoderEngine, "of_bundle", of_bundle)
-    runner = TensorRTRunner.load(bundle, BackendConfig(name="trt", decoder=kind))
+    monkeypatch.setattr(kernel_engines, "decoder_of_bundle", of_bundle)
+    config = BackendConfig(name="trt", decoder=kind, transformer="engine")
+    runner = TensorRTRunner.load(bundle, config)
     assert opened == [(bundle, "decoder", machine.device, [1, 8])]
     runner.close()
     assert decoder.is_closed and "decode" not in machine.closed
     assert_all_is_freed(machine, len(bundle.manifest.graphs) - 1)
+
+
+def test_a_transformer_without_kernels_frees_what_is_loaded(
+    bundle: Bundle, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library(path=Path("libhmar_plugins.so"), version="0.1.0", architectures=(89,))
+    glue, error = FakeDecoder(), BackendUnavailableError("the library has no transformer kernel")
+    monkeypatch.setattr(kernel_engines, "open_library", lambda kind: library)
+    monkeypatch.setattr(kernel_engines, "KernelLibrary", lambda path, part, gpu: part)
+    monkeypatch.setattr(kernel_engines, "glue_engines", lambda *arguments: {"cond": glue})
+
+    def refuse(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(kernel_engines, "transformer_engines", refuse)
+    config = BackendConfig(name="trt", decoder="engine", transformer="kernels")
+    with pytest.raises(BackendUnavailableError, match=r'transformer="kernels" .*: the library has'):
+        TensorRTRunner.load(bundle, config)
+    assert glue.is_closed
+    assert_all_is_freed(machine, 0)
 
 
 @pytest.mark.parametrize(

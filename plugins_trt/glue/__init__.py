@@ -1,0 +1,1 @@
+"""Kernels of what lies between the transformer passes: conditioning, embeddings, quantizer."""

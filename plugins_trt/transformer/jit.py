@@ -1,0 +1,123 @@
+"""The transformer's kernels on PyTorch tensors of the current device, compiled at first use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plugins_trt.transformer import kernel
+from plugins_trt.transformer.tiles import PROGRAMS, ROW_BLOCK, AttentionTile, Tile
+
+
+def linear(
+    x_Rk: Tensor,
+    weights_kn: Tensor,
+    bias_n: Tensor,
+    out_Rn: Tensor,
+    *,
+    tile: Tile,
+    length: int = 1,
+    has_low: bool = False,
+    has_gelu: bool = False,
+    residual_Rn: Tensor | None = None,
+    ada_NC: Tensor | None = None,
+    gate_at: int = 0,
+    overlaps: bool = False,
+) -> Tensor:
+    """A linear layer and what follows it, into `out_Rn`; arguments as of `linear_kernel`.
+
+    Args:
+        has_low: `x_Rk` and `weights_kn` have rounded values and what these lack.
+        residual_Rn: adds the gated result to this.
+    """
+    (R, k), n = x_Rk.shape, out_Rn.shape[1]
+    depth = k // 2 if has_low else k
+    epilogue = kernel.PLAIN if residual_Rn is None else kernel.RESIDUAL
+    epilogue = kernel.GELU if has_gelu else epilogue
+    ada = x_Rk if ada_NC is None else ada_NC
+    tensors = (
+        x_Rk,
+        ada,
+        weights_kn,
+        bias_n,
+        out_Rn if residual_Rn is None else residual_Rn,
+        out_Rn,
+    )
+    sizes = (R, length, depth, n, 0 if ada_NC is None else ada_NC.stride(0), gate_at)
+    constants = {**tile.constants, "EPILOGUE": epilogue.value, "HAS_LOW": has_low}
+    settings = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, **_launch(overlaps)}
+    tiles = tile.count(R, n)
+    if tile.is_wide:
+        kernel.wide_kernel[(min(tiles, PROGRAMS),)](*tensors, *sizes, **constants, **settings)
+        return out_Rn
+    partials, arrivals = x_Rk, x_Rk
+    if tile.splits > 1:
+        partials = torch.full((tile.splits, R, n), torch.nan, device=x_Rk.device)
+        arrivals = torch.zeros(tiles, dtype=torch.int32, device=x_Rk.device)
+    kernel.linear_kernel[(tiles, tile.splits)](
+        *tensors, partials, arrivals, weights_kn, *sizes, 0, **constants, **settings
+    )
+    return out_Rn
+
+
+def normalize(
+    x_RC: Tensor,
+    ada_NC: Tensor,
+    out_Rk: Tensor,
+    *,
+    length: int,
+    scale_at: int,
+    shift_at: int,
+    eps: float = 1e-6,
+    overlaps: bool = False,
+) -> Tensor:
+    """Layer norm and modulation, into `out_Rk`: (R, C), or (R, 2C) with what rounding lacks."""
+    R, C = x_RC.shape
+    kernel.normalize_kernel[(R,)](
+        x_RC,
+        ada_NC,
+        out_Rk,
+        length,
+        C,
+        ada_NC.stride(0),
+        scale_at,
+        shift_at,
+        eps,
+        HAS_LOW=out_Rk.shape[1] == 2 * C,
+        BLOCK=ROW_BLOCK,
+        **_launch(overlaps),
+    )
+    return out_Rk
+
+
+def attend(
+    qkv_Nl3C: Tensor,
+    scale_mul_H: Tensor,
+    out_NlC: Tensor,
+    *,
+    tile: AttentionTile,
+    overlaps: bool = False,
+) -> Tensor:
+    """Attention of unit-length queries and keys within each image, into `out_NlC`."""
+    N, l, C = out_NlC.shape
+    kernel.attention_kernel[(-(-l // tile.queries), len(scale_mul_H), N)](
+        qkv_Nl3C,
+        scale_mul_H,
+        out_NlC,
+        qkv_Nl3C,
+        l,
+        C,
+        0,
+        **tile.constants,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        **_launch(overlaps),
+    )
+    return out_NlC
+
+
+def _launch(overlaps: bool) -> dict[str, Any]:
+    """How a kernel is launched that may start before the one before it is over."""
+    return {"OVERLAPS": True, "launch_pdl": True} if overlaps else {"OVERLAPS": False}

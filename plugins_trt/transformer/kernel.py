@@ -1,0 +1,331 @@
+"""Linear layers, norms and attention of the transformer passes as Triton kernels.
+
+Rows are the tokens of all images, `length` of each, image after image. Activations and weights are
+fp16; sums, norms and logits are float32. A block is seven launches: norm, qkv, attention,
+projection, norm, and the two layers of the MLP. Widths are run-time arguments, so that the same
+kernels serve models of all sizes.
+
+With few rows the time goes into waiting: for the kernel before, and for weights, of which a pass
+reads all. With OVERLAPS a kernel is put onto its multiprocessors while the one before it writes its
+results, and waits there (programmatic dependent launch); every kernel waits, so that what ran
+before the one before is over, too. And kernels have weights that a later one reads brought to the
+L2 cache (`ahead`), so that memory is never idle.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+HEAD_DIM = tl.constexpr(64)
+LOG2_E = tl.constexpr(1.4426950408889634)
+GELU_EXPONENT = tl.constexpr(-1.5957691216057308 * 1.4426950408889634)  # -2 sqrt(2 / pi) log2(e)
+LOWEST = tl.constexpr(-3.0e38)  # finite, so that a step without visible keys changes nothing
+NORM_FLOOR = tl.constexpr(1e-12)  # of queries and keys, as `torch.nn.functional.normalize` has it
+
+PLAIN = tl.constexpr(0)  # what follows a linear layer
+GELU = tl.constexpr(1)
+RESIDUAL = tl.constexpr(2)  # gated, and added to the residual stream
+
+
+@triton.jit
+def _begin(ahead, ahead_nbytes, OVERLAPS: tl.constexpr):
+    """Has this program's share of the weights ahead brought to the L2 cache, and waits until all
+    kernels before this one are over."""
+    if OVERLAPS:
+        num_programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
+        program = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+        program = program * tl.num_programs(0) + tl.program_id(0)
+        share = tl.cdiv(tl.cdiv(ahead_nbytes, num_programs), 16) * 16
+        first = program.to(tl.int64) * share
+        size = tl.maximum(tl.minimum(ahead_nbytes - first, share), 0).to(tl.int32)
+        tl.inline_asm_elementwise(
+            """{
+            .reg .pred p;
+            .reg .u32 thread;
+            mov.u32 thread, %tid.x;
+            setp.eq.u32 p, thread, 0;
+            setp.gt.and.s32 p, $2, 0, p;
+            @p cp.async.bulk.prefetch.L2.global [$1], $2;
+            mov.u32 $0, 0;
+            }""",
+            "=r,l,r",
+            [ahead.to(tl.int64, bitcast=True) + first, size],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+        gdc_wait()
+
+
+@triton.jit
+def _end(OVERLAPS: tl.constexpr):
+    """The next kernel may be put onto the multiprocessors: little is left to do."""
+    if OVERLAPS:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def normalize_kernel(
+    x, ada, out, length, width, ada_stride, scale_at, shift_at, eps,
+    HAS_LOW: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
+):  # fmt: skip
+    """Layer norm and modulation of a row. Grid (rows,).
+
+    Args:
+        x: (rows, width).
+        ada: modulation vectors of the images, `ada_stride` values apart, at `scale_at` and
+            `shift_at`.
+        out: (rows, width); with HAS_LOW (rows, 2 * width), each row being the rounded result and
+            what it lacks of the float32 one.
+        BLOCK: values read at once.
+    """
+    _begin(ada, 0, OVERLAPS)
+    row = tl.program_id(0).to(tl.int64)
+    x += row * width
+    out += row * width * (2 if HAS_LOW else 1)
+    ada += row // length * ada_stride
+    total = tl.zeros([BLOCK], tl.float32)
+    square = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, width, BLOCK):
+        offs = start + tl.arange(0, BLOCK)
+        value = tl.load(x + offs, mask=offs < width, other=0.0).to(tl.float32)
+        total += value
+        square += value * value
+    mean = tl.sum(total, axis=0) / width
+    variance = tl.maximum(tl.sum(square, axis=0) / width - mean * mean, 0.0)
+    inverse = 1.0 / tl.sqrt(variance + eps)
+    _end(OVERLAPS)
+    for start in range(0, width, BLOCK):
+        offs = start + tl.arange(0, BLOCK)
+        is_value = offs < width
+        value = tl.load(x + offs, mask=is_value, other=0.0).to(tl.float32)
+        scale = tl.load(ada + scale_at + offs, mask=is_value, other=0.0).to(tl.float32)
+        shift = tl.load(ada + shift_at + offs, mask=is_value, other=0.0).to(tl.float32)
+        value = (value - mean) * inverse * (1.0 + scale) + shift
+        high = value.to(out.dtype.element_ty)
+        tl.store(out + offs, high, mask=is_value)
+        if HAS_LOW:
+            low = (value - high.to(tl.float32)).to(out.dtype.element_ty)
+            tl.store(out + width + offs, low, mask=is_value)
+
+
+@triton.jit
+def _locate(tile, rows, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """Row and column of a tile: GROUP_M row tiles take turns, so that they share weights in the
+    cache."""
+    num_tiles_m, num_tiles_n = tl.cdiv(rows, BLOCK_M), tl.cdiv(width, BLOCK_N)
+    group = tile // (GROUP_M * num_tiles_n)
+    size_m = tl.minimum(num_tiles_m - group * GROUP_M, GROUP_M)
+    within = tile % (GROUP_M * num_tiles_n)
+    return (group * GROUP_M + within % size_m) * BLOCK_M, within // size_m * BLOCK_N
+
+
+@triton.jit
+def _depths(k, depth, HAS_LOW: tl.constexpr):
+    """Where step k reads x and weights: with HAS_LOW, high times high, high times low, and low
+    times high halves."""
+    if HAS_LOW:
+        return tl.where(k < depth, k, k - depth), tl.where(k < 2 * depth, k, k - 2 * depth)
+    else:
+        return k, k
+
+
+@triton.jit
+def _write(
+    acc_MN, ada, bias, residual, out, first_m, first_n, rows, length, width, ada_stride, gate_at,
+    EPILOGUE: tl.constexpr,
+):  # fmt: skip
+    """Stores a tile of a linear layer, after what follows the layer."""
+    row_M = first_m + tl.arange(0, acc_MN.shape[0])
+    offs_N = first_n + tl.arange(0, acc_MN.shape[1])
+    is_column_N = offs_N < width
+    is_value_MN = (row_M < rows)[:, None] & is_column_N[None, :]
+    place_MN = row_M.to(tl.int64)[:, None] * width + offs_N[None, :]
+    acc_MN += tl.load(bias + offs_N, mask=is_column_N, other=0.0).to(tl.float32)[None, :]
+    if EPILOGUE == GELU:  # the tanh approximation; 1 + tanh(u) is 2 / (1 + exp(-2 u))
+        cubic_MN = acc_MN * (1.0 + 0.044715 * acc_MN * acc_MN)
+        acc_MN = acc_MN / (1.0 + tl.exp2(cubic_MN * GELU_EXPONENT))
+    if EPILOGUE == RESIDUAL:
+        gate = ada + gate_at + (row_M // length)[:, None] * ada_stride + offs_N[None, :]
+        gate_MN = tl.load(gate, mask=is_value_MN, other=0.0).to(tl.float32)
+        before_MN = tl.load(residual + place_MN, mask=is_value_MN, other=0.0).to(tl.float32)
+        acc_MN = before_MN + gate_MN * acc_MN
+    tl.store(out + place_MN, acc_MN.to(out.dtype.element_ty), mask=is_value_MN)
+
+
+@triton.jit
+def linear_kernel(
+    x, ada, weights, bias, residual, out, partials, arrivals, ahead,
+    rows, length, depth, width, ada_stride, gate_at, ahead_nbytes,
+    EPILOGUE: tl.constexpr, HAS_LOW: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    SPLITS: tl.constexpr, OVERLAPS: tl.constexpr,
+):  # fmt: skip
+    """A linear layer of few rows, and what follows it. Grid (tiles, SPLITS).
+
+    With SPLITS > 1, programs that share a tile each add up some of `depth`; the one that arrives
+    last adds the partial sums, always in the same order.
+
+    Args:
+        x: (rows, depth); with HAS_LOW (rows, 2 * depth), of `normalize_kernel`.
+        ada: as of `normalize_kernel`, at `gate_at`; read by the epilogue RESIDUAL.
+        weights: (depth, width); with HAS_LOW (2 * depth, width), all high halves before all low
+            ones.
+        bias: (width,).
+        residual: (rows, width), read by the epilogue RESIDUAL; may be `out`.
+        out: (rows, width).
+        partials: (SPLITS, rows, width) float32, scratch memory where SPLITS > 1.
+        arrivals: (tiles,) int32 where SPLITS > 1: zero before, and zero again after.
+        ahead: `ahead_nbytes` that a later kernel reads.
+        depth, width: multiples of 64; BLOCK_K divides `depth`.
+        EPILOGUE: PLAIN, GELU, or RESIDUAL: residual + gate * (x @ weights + bias).
+        GROUP_M: row tiles that are computed together.
+    """
+    _begin(ahead, ahead_nbytes, OVERLAPS)
+    tile, split = tl.program_id(0), tl.program_id(1)
+    first_m, first_n = _locate(tile, rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+    # rows and columns beyond the last ones are computed and dropped
+    read_M = tl.minimum(first_m + tl.arange(0, BLOCK_M), rows - 1).to(tl.int64)
+    offs_N = first_n + tl.arange(0, BLOCK_N)
+    read_N = tl.max_contiguous(tl.multiple_of(offs_N % width, 16), 16)
+    offs_K = tl.arange(0, BLOCK_K)
+    x_MK = x + read_M[:, None] * depth * (2 if HAS_LOW else 1) + offs_K[None, :]
+    w_KN = weights + offs_K[:, None] * width + read_N[None, :]
+    total_depth = depth * (3 if HAS_LOW else 1)
+    steps = tl.cdiv(total_depth // BLOCK_K, SPLITS)
+    first_k = split * steps * BLOCK_K
+    acc_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(first_k, tl.minimum(first_k + steps * BLOCK_K, total_depth), BLOCK_K):
+        x_k, w_k = _depths(k, depth, HAS_LOW)
+        acc_MN = tl.dot(tl.load(x_MK + x_k), tl.load(w_KN + w_k * width), acc=acc_MN)
+    _end(OVERLAPS)
+    if SPLITS == 1:
+        _write(
+            acc_MN, ada, bias, residual, out, first_m, first_n, rows, length, width, ada_stride,
+            gate_at, EPILOGUE,
+        )  # fmt: skip
+    else:
+        row_M = first_m + tl.arange(0, BLOCK_M)
+        is_value_MN = (row_M < rows)[:, None] & (offs_N < width)[None, :]
+        place_MN = partials + row_M[:, None] * width + offs_N[None, :]
+        tl.store(place_MN + split * rows * width, acc_MN, mask=is_value_MN)
+        tl.debug_barrier()  # the program's partial sums are all there before it arrives
+        arrived = tl.atomic_add(arrivals + tile, 1, sem="acq_rel")
+        if arrived == SPLITS - 1:
+            tl.store(arrivals + tile, 0)
+            acc_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for part in tl.static_range(SPLITS):
+                part_MN = place_MN + part * rows * width
+                # past the L1 cache: others wrote it
+                acc_MN += tl.load(part_MN, mask=is_value_MN, other=0.0, cache_modifier=".cg")
+            _write(
+                acc_MN, ada, bias, residual, out, first_m, first_n, rows, length, width, ada_stride,
+                gate_at, EPILOGUE,
+            )  # fmt: skip
+
+
+@triton.jit
+def _halves(acc_MN):
+    """The left and the right columns."""
+    M: tl.constexpr = acc_MN.shape[0]
+    HALF: tl.constexpr = acc_MN.shape[1] // 2
+    return acc_MN.reshape(M, 2, HALF).permute(0, 2, 1).split()
+
+
+@triton.jit
+def wide_kernel(
+    x, ada, weights, bias, residual, out,
+    rows, length, depth, width, ada_stride, gate_at,
+    EPILOGUE: tl.constexpr, HAS_LOW: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+):  # fmt: skip
+    """A linear layer of many rows, and what follows it; arguments as of `linear_kernel`.
+
+    Grid (programs of the GPU,), each of which computes one tile after the other: it loads the
+    next tile's first steps while it stores a tile. Tiles are loaded by the copy engine.
+    """
+    _begin(ada, 0, OVERLAPS)
+    x_tiles = tl.make_tensor_descriptor(
+        x,
+        shape=[rows, depth * (2 if HAS_LOW else 1)],
+        strides=[depth * (2 if HAS_LOW else 1), 1],
+        block_shape=[BLOCK_M, BLOCK_K],
+    )
+    w_tiles = tl.make_tensor_descriptor(
+        weights,
+        shape=[depth * (2 if HAS_LOW else 1), width],
+        strides=[width, 1],
+        block_shape=[BLOCK_K, BLOCK_N],
+    )
+    num_tiles = tl.cdiv(rows, BLOCK_M) * tl.cdiv(width, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
+        first_m, first_n = _locate(tile, rows, width, BLOCK_M, BLOCK_N, GROUP_M)
+        acc_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for step in range(0, depth * (3 if HAS_LOW else 1) // BLOCK_K):
+            x_k, w_k = _depths(step * BLOCK_K, depth, HAS_LOW)
+            acc_MN = tl.dot(x_tiles.load([first_m, x_k]), w_tiles.load([w_k, first_n]), acc=acc_MN)
+        # in parts, since all values at once do not fit the registers
+        left_MN, right_MN = _halves(acc_MN)
+        _write(
+            left_MN, ada, bias, residual, out, first_m, first_n, rows, length, width, ada_stride,
+            gate_at, EPILOGUE,
+        )  # fmt: skip
+        _write(
+            right_MN, ada, bias, residual, out, first_m, first_n + BLOCK_N // 2, rows, length,
+            width, ada_stride, gate_at, EPILOGUE,
+        )  # fmt: skip
+
+
+@triton.jit
+def _inverse_norm(x_Nd):
+    x_Nd = x_Nd.to(tl.float32)
+    return 1.0 / tl.maximum(tl.sqrt(tl.sum(x_Nd * x_Nd, axis=1)), NORM_FLOOR)
+
+
+@triton.jit
+def attention_kernel(
+    qkv, scale_mul, out, ahead, length, width, ahead_nbytes,
+    BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, OVERLAPS: tl.constexpr,
+):  # fmt: skip
+    """Attention of unit-length queries and keys within each image. Grid (query blocks, heads, N).
+
+    Args:
+        qkv: (N, length, 3, width), `width` being heads times 64.
+        scale_mul: (heads,) float32, factor on the logits.
+        out: (N, length, width).
+        ahead: `ahead_nbytes` that a later kernel reads.
+        BLOCK_Q, BLOCK_L: queries of a program, keys of a step.
+    """
+    _begin(ahead, ahead_nbytes, OVERLAPS)
+    head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    qkv += image * length * 3 * width + head * HEAD_DIM
+    offs_Q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    offs_L, offs_d = tl.arange(0, BLOCK_L), tl.arange(0, HEAD_DIM)
+    is_query_Q1 = (offs_Q < length)[:, None]
+    q_Qd = tl.load(
+        qkv + offs_Q[:, None] * (3 * width) + offs_d[None, :], mask=is_query_Q1, other=0.0
+    )
+    scale_Q = _inverse_norm(q_Qd) * (tl.load(scale_mul + head) * LOG2_E)
+    acc_Qd = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
+    sum_Q = tl.zeros([BLOCK_Q], tl.float32)
+    max_Q = tl.zeros([BLOCK_Q], tl.float32) + LOWEST
+    for start in range(0, length, BLOCK_L):
+        is_key_L = start + offs_L < length
+        k_Ld = qkv + width + (start + offs_L)[:, None] * (3 * width) + offs_d[None, :]
+        v_Ld = tl.load(k_Ld + width, mask=is_key_L[:, None], other=0.0)
+        k_Ld = tl.load(k_Ld, mask=is_key_L[:, None], other=0.0)
+        logits_QL = tl.dot(q_Qd, tl.trans(k_Ld)) * _inverse_norm(k_Ld)[None, :]
+        logits_QL = tl.where(is_key_L[None, :], logits_QL * scale_Q[:, None], float("-inf"))
+        new_max_Q = tl.maximum(max_Q, tl.max(logits_QL, axis=1))
+        p_QL = tl.exp2(logits_QL - new_max_Q[:, None])
+        shrink_Q = tl.exp2(max_Q - new_max_Q)
+        sum_Q = sum_Q * shrink_Q + tl.sum(p_QL, axis=1)
+        acc_Qd = tl.dot(p_QL.to(v_Ld.dtype), v_Ld, acc=acc_Qd * shrink_Q[:, None])
+        max_Q = new_max_Q
+    _end(OVERLAPS)
+    o_Qd = (acc_Qd / sum_Q[:, None]).to(out.dtype.element_ty)
+    out += image * length * width + head * HEAD_DIM
+    tl.store(out + offs_Q[:, None] * width + offs_d[None, :], o_Qd, mask=is_query_Q1)

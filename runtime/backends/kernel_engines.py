@@ -1,0 +1,109 @@
+"""Graphs that the plugin library's own kernels run, in place of TensorRT's engines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+from plugins_trt.loader import PluginError, open_library
+from runtime.backends.cuda import CudaDevice
+from runtime.backends.decoder_engine import checked_sizes, decoder_of_bundle
+from runtime.backends.glue_engine import glue_engines, planned_glue
+from runtime.backends.kernel_library import KernelLibrary, Part, read_table
+from runtime.backends.planned_engine import PlannedEngine
+from runtime.backends.transformer_engine import planned_passes, transformer_engines
+from runtime.bundle import Bundle, Kind
+from runtime.config import BackendConfig
+from runtime.errors import BackendUnavailableError
+from runtime.glue_plan import GLUE
+from runtime.launches import KernelTable
+from runtime.transformer_plan import PASSES
+
+logger = logging.getLogger(__name__)
+
+Setting = Literal["decoder", "transformer"]
+Engines = dict[str, PlannedEngine]
+Load = Callable[[Callable[[Part], KernelLibrary]], Engines]
+
+KINDS: dict[Setting, tuple[Kind, ...]] = {
+    "decoder": ("decode",),
+    "transformer": (*PASSES, *GLUE, "ns", "mask"),
+}
+"""Kinds of graph that a setting is about."""
+
+
+def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[Kind]:
+    """Kinds of graph that kernels of the built library can run on a GPU, which need not be here."""
+
+    def decoder(table: Callable[[Part], KernelTable]) -> None:
+        checked_sizes(bundle.manifest, table("decoder"))
+
+    def transformer(table: Callable[[Part], KernelTable]) -> None:
+        planned_glue(bundle.manifest, table("glue"), batches)
+        planned_passes(bundle.manifest, table("transformer"), batches)
+
+    checks: dict[Setting, Callable[[Callable[[Part], KernelTable]], None]] = {
+        "decoder": decoder,
+        "transformer": transformer,
+    }
+    kinds: set[Kind] = set()
+    for setting, check in checks.items():
+        try:
+            check(partial(read_table, open_library("trt").path, gpu=gpu))
+        except (PluginError, BackendUnavailableError) as error:
+            logger.info("%s: TensorRT, since %s", setting, error)
+        else:
+            kinds |= set(KINDS[setting])
+    return kinds
+
+
+def kernel_engines(
+    bundle: Bundle, config: BackendConfig, device: CudaDevice, batches: Sequence[int]
+) -> Iterator[tuple[str, PlannedEngine]]:
+    """Engines of all graphs that kernels are to run and can run, by graph.
+
+    Raises:
+        BackendUnavailableError: kernels are asked for, and there are none for this bundle or GPU.
+        DeviceMemoryError: the weights do not fit into the device's memory.
+    """
+
+    def decoder(kernels: Callable[[Part], KernelLibrary]) -> Engines:
+        engine = decoder_of_bundle(bundle, kernels("decoder"), device, batches)
+        return {bundle.manifest.graph("decode"): engine}
+
+    def transformer(kernels: Callable[[Part], KernelLibrary]) -> Engines:
+        glue = glue_engines(bundle, kernels("glue"), device, batches)
+        try:
+            return glue | transformer_engines(bundle, kernels("transformer"), device, batches)
+        except BaseException:
+            for engine in glue.values():
+                engine.close()
+            raise
+
+    yield from _load("decoder", config, device, decoder).items()
+    yield from _load("transformer", config, device, transformer).items()
+
+
+def _load(setting: Setting, config: BackendConfig, device: CudaDevice, load: Load) -> Engines:
+    use = getattr(config, setting)
+    if use == "engine" or not all(config.runs(kind, "trt") for kind in KINDS[setting]):
+        return {}
+
+    def kernels(part: Part) -> KernelLibrary:
+        return KernelLibrary(open_library("trt").path, part, device.gpu)
+
+    try:
+        engines = load(kernels)
+    except (PluginError, BackendUnavailableError) as error:
+        if use == "kernels":
+            raise BackendUnavailableError(
+                f'{setting}="kernels" is asked for: {error}; or use TensorRT with '
+                f'{setting}="engine"'
+            ) from error
+        logger.info("%s: TensorRT, since %s", setting, error)
+        return {}
+    nbytes = sum(engine.plan_nbytes for engine in engines.values())
+    logger.info("%s: kernels, %.1f MiB of weights", setting, nbytes / (1 << 20))
+    return engines

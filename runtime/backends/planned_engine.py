@@ -1,0 +1,117 @@
+"""Engines that launch the plugin library's kernels by plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from runtime.backends.cuda import Device
+from runtime.backends.kernel_library import Kernels
+from runtime.bundle import STORED_AS, Bundle
+from runtime.engine_plan import Dims
+from runtime.launches import ARRIVALS, LaunchPlan
+from runtime.stages import align
+
+Planned = dict[str, tuple[Sequence[Dims], Sequence[LaunchPlan]]]
+"""By graph: its profiles, and a plan of each."""
+
+
+class DeviceArrays:
+    """Arrays in one piece of a device's memory, in their order; several engines may read them.
+
+    Args:
+        zeros: bytes of further memory, at the name ARRIVALS, that begin as zeros.
+
+    Raises:
+        DeviceMemoryError: there is no room.
+    """
+
+    def __init__(self, device: Device, arrays: Mapping[str, np.ndarray], zeros: int = 0) -> None:
+        self._device = device
+        self.nbytes = sum(align(array.nbytes) for array in arrays.values()) + align(zeros)
+        self._memory = end = device.allocate(self.nbytes)
+        self.addresses: dict[str, int] = {}
+        for name, array in arrays.items():
+            self.addresses[name] = end
+            device.upload(end, array)
+            end += align(array.nbytes)
+        if zeros:
+            self.addresses[ARRIVALS] = end
+            device.zero(end, zeros)
+
+    def close(self) -> None:
+        """Frees the memory; a second call does nothing."""
+        if self.addresses:
+            self._device.free(self._memory)
+            self.addresses.clear()
+
+
+class PlannedEngine:
+    """Launches kernels by a plan for each profile.
+
+    Args:
+        weights: closed with the engine.
+        plan_nbytes: what the engine counts of their memory, which it may share with others.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        device: Device,
+        profiles: Sequence[Dims],
+        plans: Sequence[LaunchPlan],
+        weights: DeviceArrays,
+        plan_nbytes: int,
+    ) -> None:
+        self._kernels, self._device, self._weights = kernels, device, weights
+        self._profiles, self._plans, self.plan_nbytes = tuple(profiles), tuple(plans), plan_nbytes
+        self._report: Callable[[str, float], None] | None = None
+
+    @property
+    def profiles(self) -> Sequence[Dims]:
+        return self._profiles
+
+    @property
+    def activation_nbytes(self) -> Sequence[int]:
+        return [plan.nbytes for plan in self._plans]
+
+    def execute(
+        self,
+        profile: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        addresses: Mapping[str, int],
+        activations: int,
+        stream: int,
+    ) -> None:
+        plan = self._plans[profile]
+        places = {name: activations + at for name, at in plan.offsets.items()}
+        places.update(self._weights.addresses)
+        places.update(addresses)
+        marks = [] if self._report is None else [self._device.record()]
+        for step in plan.steps:
+            pointers = {parameter: places[name] for parameter, name in step.pointers.items()}
+            self._kernels.launch(step.kernel, step.grid, stream, {**pointers, **step.scalars})
+            if self._report is not None:
+                marks.append(self._device.record())
+        if self._report is not None:
+            for step, (start, stop) in zip(plan.steps, pairwise(marks), strict=True):
+                self._report(step.kernel, self._device.elapsed_ms(start, stop))
+
+    def report_layers(self, report: Callable[[str, float], None]) -> None:
+        self._report = report
+
+    def close(self) -> None:
+        self._weights.close()
+
+
+def tensor_reader(bundle: Bundle) -> Callable[[str], np.ndarray]:
+    """Reads tensors of a bundle, by name, from its weights file."""
+    tensors, path = bundle.manifest.tensors, bundle.path(bundle.manifest.weights)
+
+    def read(name: str) -> np.ndarray:
+        spec = tensors[name]
+        return np.memmap(path, STORED_AS[spec.dtype], "r", spec.offset, spec.shape)
+
+    return read

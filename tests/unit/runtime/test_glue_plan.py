@@ -1,0 +1,102 @@
+"""Launches between the passes: every one has a kernel, every kernel a launch, and its arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.steps import Catalogue
+from hmar.config import PRESETS, HMARConfig, TokenizerConfig
+from runtime.bundle import GraphSpec, Manifest, WeightSpec
+from runtime.engine_plan import EngineOptions, plan_profiles
+from runtime.glue_plan import GLUE, glue_weights, plan_glue
+from runtime.launches import LaunchPlan
+from tests.unit.runtime.manifests import manifest, model_spec
+
+aot = pytest.importorskip("plugins_trt.glue.aot", reason="no triton")
+lowering = pytest.importorskip("plugins_trt.ahead_of_time.lowering", reason="no triton")
+
+NAMES = ("hmar-d16-256", "hmar-d24-512", "hmar-d36-s-512")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, dict[str, Any]]:
+    compiled = lowering.Kernel(ptx="", threads=128, shared_bytes=0)
+    return aot.table(dict.fromkeys(((90, unit) for unit in aot.units()), compiled))["90"]
+
+
+def published(name: str) -> Manifest:
+    """What the bundle of a preset says, as far as these launches depend on it."""
+    config = PRESETS[name]
+    assert isinstance(config, HMARConfig)
+    graphs = {
+        step.name: GraphSpec(
+            kind=step.kind, scale_idx=step.scale_idx, inputs=step.inputs, outputs=step.outputs,
+            file=f"graphs/{step.name}.onnx", sha256="0" * 64, nbytes=1,
+        )
+        for step in Catalogue(config, TokenizerConfig(), "fp16").steps()
+    }  # fmt: skip
+    model = model_spec(
+        embed_dim=config.embed_dim, latent_channels=config.latent_channels,
+        patch_nums=config.patch_nums, shared_aln=config.shared_aln,
+    )  # fmt: skip
+    tensors = {f"phi.{j}.weight": WeightSpec("float32", (32, 32, 3, 3), 0) for j in range(4)}
+    return dataclasses.replace(
+        manifest(), precision="fp16", model=model, graphs=graphs, tensors=tensors
+    )
+
+
+@pytest.fixture(scope="module")
+def plans(kernels: dict[str, dict[str, Any]]) -> list[tuple[GraphSpec, LaunchPlan]]:
+    options, found = EngineOptions(batches=(1, 64), guidance="any"), []
+    for bundle in map(published, NAMES):
+        for name, spec in bundle.graphs.items():
+            if spec.kind in GLUE:
+                for profile in plan_profiles(spec, bundle.hmar.patch_nums, options):
+                    found.append((spec, plan_glue(bundle, name, profile, kernels)))
+    return found
+
+
+def test_the_library_holds_the_kernels_that_are_launched(
+    kernels: dict[str, dict[str, Any]], plans: list[tuple[GraphSpec, LaunchPlan]]
+) -> None:
+    assert {step.kernel for _, plan in plans for step in plan.steps} == set(kernels)
+
+
+def test_arguments_are_the_parameters_of_the_kernels(
+    kernels: dict[str, dict[str, Any]], plans: list[tuple[GraphSpec, LaunchPlan]]
+) -> None:
+    optional = {"f_hat": "ADDS", **dict.fromkeys(("h", "token_mask", "mask_embed"), "HAS_MASK")}
+    for step in (step for _, plan in plans for step in plan.steps):
+        kinds, constants = kernels[step.kernel]["parameters"], kernels[step.kernel]["constants"]
+        assert all(kinds[name] == "pointer" for name in step.pointers)
+        assert all(kinds[name] != "pointer" for name in step.scalars)
+        left_out = set(kinds) - {*step.pointers, *step.scalars, "global_scratch", "profile_scratch"}
+        assert all(name in optional and not constants[optional[name]] for name in left_out)
+
+
+def test_every_output_is_written_and_every_input_read(
+    plans: list[tuple[GraphSpec, LaunchPlan]],
+) -> None:
+    for spec, plan in plans:
+        used = {place for step in plan.steps for place in step.pointers.values()}
+        assert {tensor.name for tensor in (*spec.inputs, *spec.outputs)} <= used, spec.kind
+
+
+def test_layers_of_modulations_lie_one_behind_the_other() -> None:
+    bundle = manifest()
+    names = ["qkv.weight", "ada.weight", "ada.bias"]
+    tensors = {
+        f"base_blocks.{i}.{name}": WeightSpec("float16", (1,), 0)
+        for i in range(11)
+        for name in names
+    }
+    bundle = dataclasses.replace(bundle, tensors=tensors)
+    arrays = glue_weights(bundle, lambda name: np.zeros(1, np.float16))
+    order = [name for name in arrays if ".ada." in name]
+    assert order == [
+        f"base_blocks.{i}.ada.{part}" for i in range(11) for part in ("weight", "bias")
+    ]

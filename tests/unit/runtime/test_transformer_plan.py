@@ -1,0 +1,115 @@
+"""Launches of a pass: each has a kernel, every kernel a launch, and memory holds the values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from runtime.errors import BackendUnavailableError
+from runtime.launches import ARRIVALS, LaunchPlan
+from runtime.transformer_plan import TransformerSizes, plan_pass
+
+aot = pytest.importorskip("plugins_trt.transformer.aot", reason="no triton")
+lowering = pytest.importorskip("plugins_trt.ahead_of_time.lowering", reason="no triton")
+
+Kernels = dict[str, dict[str, Any]]
+Plans = dict[tuple[str, int, int], LaunchPlan]
+SCRATCH_BYTES = 256
+D16 = TransformerSizes(
+    width=1024, heads=16, hidden=4096, vocab=4096, layers={"base": 8, "ns": 8, "mask": 8}
+)
+D30 = TransformerSizes(
+    width=1920, heads=30, hidden=7680, vocab=4096, layers={"base": 22, "ns": 8, "mask": 8}
+)
+SIZES = {"d16": D16, "d30": D30}
+PASSES = [(images, length) for images in (1, 2, 16, 128) for length in (1, 4, 9, 16, 64, 256, 1024)]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    compiled = {
+        (90, unit): lowering.Kernel(
+            ptx="", threads=128, shared_bytes=0,
+            scratch_bytes=SCRATCH_BYTES if unit.may_use_scratch else 0,
+        )
+        for unit in aot.units()
+    }  # fmt: skip
+    return aot.table(compiled)["90"]
+
+
+@pytest.fixture(scope="module")
+def plans(kernels: Kernels) -> Plans:
+    return {
+        (name, images, length): plan_pass(sizes, "ns", images, length, kernels)
+        for name, sizes in SIZES.items()
+        for images, length in PASSES
+    }
+
+
+def test_the_library_holds_the_kernels_that_are_launched(kernels: Kernels, plans: Plans) -> None:
+    assert {step.kernel for plan in plans.values() for step in plan.steps} == set(kernels)
+
+
+def test_arguments_are_the_parameters_of_the_kernels(kernels: Kernels, plans: Plans) -> None:
+    for step in (step for plan in plans.values() for step in plan.steps):
+        entry = kernels[step.kernel]
+        kinds, of = entry["parameters"], entry["constants"]
+        assert all(kinds[name] == "pointer" for name in step.pointers)
+        assert all(kinds[name] != "pointer" for name in step.scalars)
+        allowed = {"ahead", "ahead_nbytes", "global_scratch", "profile_scratch"}
+        if of.get("SPLITS", 1) == 1:
+            allowed |= {"partials", "arrivals"}
+        if of.get("EPILOGUE") != aot.EPILOGUE_CODES["residual"]:
+            allowed |= {"ada", "residual", "ada_stride", "gate_at"}
+        assert set(kinds) - {*step.pointers, *step.scalars} <= allowed, step
+
+
+def test_places_hold_what_is_written(kernels: Kernels, plans: Plans) -> None:
+    for (name, images, length), plan in plans.items():
+        rows, ends = images * length, [*sorted(plan.offsets.values()), plan.nbytes]
+        room = {place: ends[ends.index(at) + 1] - at for place, at in plan.offsets.items()}
+        for step in plan.steps:
+            of, pointers = kernels[step.kernel]["constants"], step.pointers
+            width = int(step.scalars["width"])
+            if pointers["out"] != "logits":
+                halves = 2 if of.get("HAS_LOW") else 1
+                assert rows * width * halves * 2 <= room[pointers["out"]]
+            if "partials" in pointers:
+                assert of["SPLITS"] * rows * width * 4 <= room[pointers["partials"]]
+                assert pointers["arrivals"] == ARRIVALS and step.grid[0] <= plan.num_arrivals
+            if "global_scratch" in pointers:
+                assert step.grid[0] * SCRATCH_BYTES <= room[pointers["global_scratch"]]
+        layers = SIZES[name].layers["base"] + SIZES[name].layers["ns"]
+        assert layers == sum("attention" in step.kernel for step in plan.steps)
+
+
+def test_a_kernel_reads_what_the_one_before_wrote(plans: Plans) -> None:
+    for plan in plans.values():
+        written = {"x", "ada_base", "ada_ns", "head_ns"}
+        for step in plan.steps:
+            read = {step.pointers.get(name) for name in ("x", "qkv", "ada", "residual")} - {None}
+            assert read <= written
+            assert step.pointers["out"] not in read - {step.pointers.get("residual")}
+            written.add(step.pointers["out"])
+        assert plan.steps[-1].pointers["out"] == "logits"
+
+
+def test_weights_go_ahead_of_their_use(plans: Plans) -> None:
+    few, many = plans["d16", 2, 4], plans["d16", 128, 256]
+    assert all(not step.scalars.get("ahead_nbytes") for step in many.steps)
+    ahead = [step.pointers["ahead"] for step in few.steps if step.scalars.get("ahead_nbytes")]
+    assert ahead[:5] == [
+        *(f"base_blocks.0.{layer}.weight" for layer in ("proj", "fc1", "fc2")),
+        "base_blocks.1.qkv.weight",
+        "base_blocks.1.proj.weight",
+    ]
+    assert ahead[-1] == "ns_head.weight"
+
+
+def test_widths_that_are_no_multiple_are_refused(kernels: Kernels) -> None:
+    sizes = TransformerSizes(
+        width=192, heads=3, hidden=768, vocab=4096, layers={"base": 1, "ns": 1}
+    )
+    with pytest.raises(BackendUnavailableError, match=r"reads 128 values at once, .*qkv has 192"):
+        plan_pass(sizes, "ns", 1, 4, kernels)
