@@ -214,8 +214,6 @@ def build_engines(
     name = target.folder_name(manifest.precision, options.layout)
     folder = bundle.folder / ENGINES / name
     specs = plan_engines(manifest, options)
-    if not specs:
-        raise ValueError("no engines to build: all kinds of graph are left out")
     io_nbytes = sum(_io_nbytes(bundle, spec) for spec in specs)
     if not force and folder.exists():
         existing = _check_existing(folder, bundle, target, options, progress)
@@ -263,7 +261,7 @@ def _build_all(
         progress(f"building {spec.graph}", len(entries), len(specs))
 
     progress("building", 0, len(specs))
-    if jobs == 1:
+    if jobs == 1 or not specs:
         # in this thread, so that an interrupt ends the running build
         for spec in specs:
             add(spec, build_one(spec, folder))

@@ -23,7 +23,10 @@ from runtime.config import (
     SamplingConfig,
 )
 from runtime.draws import Draws, SeededDraws
+from runtime.editing import EditConfig, given_tokens, keep_pixels
 from runtime.errors import PipelineUseError
+from runtime.given import GivenTokens, NothingGiven
+from runtime.regions import blend
 from runtime.trajectory import (
     Cancel,
     OnScale,
@@ -43,12 +46,31 @@ class Scores:
     """Teacher-forced log-likelihoods, natural logarithm.
 
     Attributes:
+        patch_nums: of the model.
         ns_log_prob: of every token under the next-scale head, (B, L) float32.
         mask_log_prob: the same under the masked head, or None for a model without it.
     """
 
+    patch_nums: tuple[int, ...]
     ns_log_prob: np.ndarray
     mask_log_prob: np.ndarray | None
+
+    @property
+    def ns_by_scale(self) -> np.ndarray:
+        """Log-likelihood of every scale under the next-scale head, (B, S) float64.
+
+        Its sum over the scales is the image's.
+        """
+        return self._by_scale(self.ns_log_prob)
+
+    @property
+    def mask_by_scale(self) -> np.ndarray | None:
+        """The same under the masked head."""
+        return None if self.mask_log_prob is None else self._by_scale(self.mask_log_prob)
+
+    def _by_scale(self, log_prob_BL: np.ndarray) -> np.ndarray:
+        starts = np.cumsum([0, *(pn * pn for pn in self.patch_nums[:-1])])
+        return np.add.reduceat(log_prob_BL, starts, axis=1, dtype=np.float64)
 
 
 class Pipeline:
@@ -125,6 +147,7 @@ class Pipeline:
         on_scale: OnScale | None = None,
         cancel: Cancel = lambda: False,
         trace: Record | None = None,
+        given: GivenTokens | None = None,
     ) -> np.ndarray:
         """Images of the given classes, (B, H, W, 3) uint8.
 
@@ -138,12 +161,13 @@ class Pipeline:
             sampling: default: the published settings.
             draws: replaces the seed, for verification.
             on_scale: called after every scale, for every part of a split batch. With it, with
-                `draws` or with `trace`, backends that run a whole generation at once go step by
-                step.
+                `draws`, `trace` or `given`, backends that run a whole generation at once go step
+                by step.
             cancel: asked before every pass of the transformer and before decoding, such as the
                 `is_set` of a `threading.Event`; True ends the generation. Where a generation runs
                 at once, it is asked before every part of a split batch.
             trace: receives intermediate results, see `runtime.trace.Trace`.
+            given: tokens from outside; `edit` makes them.
 
         Raises:
             ValueError: a label, index or setting is out of range.
@@ -163,8 +187,9 @@ class Pipeline:
             raise ValueError(f"image_index has {len(indices)} entries for {len(rows)} labels")
         if any(not 0 <= i < 1 << 64 for i in indices):
             raise ValueError(f"image_index must be in 0..2^64-1, got {indices}")
-        at_once = draws is trace is on_scale is None and sampling.context == "scale"
+        at_once = draws is trace is on_scale is given is None and sampling.context == "scale"
         draws = draws or SeededDraws(seed, indices)
+        given = given or NothingGiven(len(rows), [pn * pn for pn in self.manifest.hmar.patch_nums])
         images = []
         for part in self._parts(len(rows)):
             if at_once:
@@ -179,6 +204,7 @@ class Pipeline:
                 sampling,
                 schedule,
                 draws.for_images(part, len(rows)),
+                given.for_images(part),
                 record=trace,
                 on_scale=on_scale or (lambda event: None),
                 cancel=cancel,
@@ -212,37 +238,98 @@ class Pipeline:
         bounds = np.cumsum([pn * pn for pn in self.manifest.hmar.patch_nums])[:-1]
         return np.split(np.concatenate(parts), bounds, axis=1)
 
-    def score(
+    def edit(
         self,
+        images: np.ndarray | Sequence[np.ndarray],
+        keep: np.ndarray,
         labels: Sequence[int | str],
-        tokens: Sequence[np.ndarray],
-        token_mask: np.ndarray | None = None,
-    ) -> Scores:
-        """Log-likelihood of given tokens under both heads, in one pass over the whole pyramid.
+        *,
+        edit: EditConfig | None = None,
+        seed: int = 0,
+        image_index: Sequence[int] | None = None,
+        sampling: SamplingConfig | None = None,
+        draws: Draws | None = None,
+        on_scale: OnScale | None = None,
+        cancel: Cancel = lambda: False,
+        trace: Record | None = None,
+    ) -> np.ndarray:
+        """The images with a region generated anew, (B, H, W, 3) uint8.
+
+        With nothing kept, the images are those of `generate`; with everything kept, the tokenizer's
+        reconstructions.
 
         Args:
+            images: (B, H, W, 3) uint8 at the model's side; or token maps of all scales, each
+                (B, pn*pn), as from `encode`.
+            keep: boolean, True = keep: (n, n) for all images or (B, n, n), where n is the image
+                side in pixels or the last patch number.
+            labels: what the region is to show, one class per image, as in `generate`.
+            edit: default: keep whatever lies wholly outside the region, do not blend.
+            seed, image_index, sampling, draws, on_scale, cancel: as in `generate`.
+            trace: receives what it receives from `generate`, and for every scale the given tokens
+                `edit_s{k}_given` and the kept ones `edit_s{k}_keep`, (B, pn*pn) boolean.
+                `s{k}_tokens` are those that the passes ended with; the published method puts the
+                kept ones in their place afterwards.
+
+        Raises:
+            ValueError: an image, mask, label or setting does not fit the model.
+            ManifestError: the bundle is not HMAR's.
+            GenerationCancelled, PipelineUseError, DeviceMemoryError, BackendError: as in
+                `generate`.
+        """
+        self._check_usable()
+        edit = edit or EditConfig()
+        model = self.manifest.hmar
+        sampling = sampling or self.defaults
+        edit.check(model, sampling.checked(model))
+        if edit.feather_px is not None and not isinstance(images, np.ndarray):
+            raise ValueError("blending needs images, got token maps; set feather_px=None")
+        self._rows(labels)
+        pixels = keep_pixels(keep, len(labels), model)
+        tokens = self._token_maps(images, len(labels))
+        given = given_tokens(tokens, pixels, model.patch_nums, edit)
+        if trace is not None:
+            for k, (value, kept) in enumerate(zip(given.tokens, given.kept, strict=True)):
+                trace(f"edit_s{k}_given", value)
+                trace(f"edit_s{k}_keep", kept)
+        edited = self.generate(
+            labels,
+            seed=seed,
+            image_index=image_index,
+            sampling=sampling,
+            draws=draws,
+            on_scale=on_scale,
+            cancel=cancel,
+            trace=trace,
+            given=given,
+        )
+        if edit.feather_px is None:
+            return edited
+        return blend(edited, np.asarray(images), pixels, edit.feather_px)
+
+    def score(
+        self,
+        images: np.ndarray | Sequence[np.ndarray],
+        labels: Sequence[int | str],
+        token_mask: np.ndarray | None = None,
+    ) -> Scores:
+        """Log-likelihood of images under both heads, in one pass over the whole pyramid.
+
+        Args:
+            images: (B, H, W, 3) uint8 at the model's side; or token maps of all scales, each
+                (B, pn*pn), as from `encode`.
             labels: one class per image, -1 = no class.
-            tokens: token maps of all scales, each (B, pn*pn), as from `encode`.
             token_mask: boolean (B, L), True where the masked head does not see the token; default:
                 all tokens after scale 0.
 
         Raises:
             ValueError: labels, shapes or tokens are out of range.
+            ManifestError: the bundle is not HMAR's.
             PipelineUseError: as in `generate`.
         """
         self._check_usable()
-        model, rows = self.manifest.hmar, self._rows(labels)
-        lengths = [pn * pn for pn in model.patch_nums]
-        if [t.shape for t in tokens] != [(len(rows), n) for n in lengths]:
-            raise ValueError(
-                f"tokens must be maps of {lengths} tokens for {len(rows)} images, "
-                f"got {[t.shape for t in tokens]}"
-            )
-        packed = np.concatenate(tokens, axis=1).astype(np.int32)
-        if packed.min() < 0 or packed.max() >= model.vocab_size:
-            raise ValueError(
-                f"tokens must be in 0..{model.vocab_size - 1}, got {packed.min()}..{packed.max()}"
-            )
+        rows = self._rows(labels)
+        packed = np.concatenate(self._token_maps(images, len(rows)), axis=1)
         if token_mask is None:
             token_mask = np.broadcast_to(np.arange(packed.shape[1]) > 0, packed.shape)
         if token_mask.shape != packed.shape:
@@ -262,7 +349,31 @@ class Pipeline:
                 if name.endswith("log_prob"):
                     results.setdefault(name, []).append(self.runner.numpy(value))
         joined = {name: np.concatenate(parts) for name, parts in results.items()}
-        return Scores(ns_log_prob=joined["ns_log_prob"], mask_log_prob=joined.get("mask_log_prob"))
+        return Scores(
+            patch_nums=self.manifest.hmar.patch_nums,
+            ns_log_prob=joined["ns_log_prob"],
+            mask_log_prob=joined.get("mask_log_prob"),
+        )
+
+    def _token_maps(
+        self, images: np.ndarray | Sequence[np.ndarray], batch: int
+    ) -> Sequence[np.ndarray]:
+        """Token maps of all scales, each (B, pn*pn) int32, from images or after checking them."""
+        if isinstance(images, np.ndarray):
+            if len(images) != batch:
+                raise ValueError(f"there are {len(images)} images for {batch} labels")
+            return self.encode(images)
+        model = self.manifest.hmar
+        lengths = [pn * pn for pn in model.patch_nums]
+        if [t.shape for t in images] != [(batch, n) for n in lengths]:
+            raise ValueError(
+                f"tokens must be maps of {lengths} tokens for {batch} images, "
+                f"got {[t.shape for t in images]}"
+            )
+        low, high = min(t.min() for t in images), max(t.max() for t in images)
+        if low < 0 or high >= model.vocab_size:
+            raise ValueError(f"tokens must be in 0..{model.vocab_size - 1}, got {low}..{high}")
+        return [t.astype(np.int32) for t in images]
 
     def _rows(self, labels: Sequence[int | str]) -> list[int]:
         """Rows of the class embedding, after checking the labels."""
@@ -271,7 +382,7 @@ class Pipeline:
         return [self._row(label) for label in labels]
 
     def _row(self, label: int | str) -> int:
-        classes = self.manifest.model.num_classes
+        classes = self.manifest.hmar.num_classes
         if isinstance(label, str) and self.class_names:
             if label not in self.class_names:
                 close = difflib.get_close_matches(label, self.class_names) or self.class_names[:20]

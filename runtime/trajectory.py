@@ -14,6 +14,7 @@ from runtime.backends.base import StepRunner
 from runtime.config import SamplingConfig
 from runtime.draws import Draws
 from runtime.errors import GenerationCancelled
+from runtime.given import GivenTokens
 from runtime.schedule import Schedule, masked_counts
 
 Record = Callable[[str, np.ndarray], None]
@@ -75,6 +76,7 @@ class Trajectory:
     Args:
         labels: classes 0..num_classes - 1, or num_classes = no class.
         schedule: checked mask schedule, or None.
+        given: tokens from outside.
         images: positions of these images in the request, for callbacks.
     """
 
@@ -85,6 +87,7 @@ class Trajectory:
         config: SamplingConfig,
         schedule: Schedule | None,
         draws: Draws,
+        given: GivenTokens,
         *,
         record: Record | None,
         on_scale: OnScale,
@@ -92,6 +95,7 @@ class Trajectory:
         images: slice,
     ) -> None:
         self.runner, self.config, self.schedule, self.draws = runner, config, schedule, draws
+        self.given = given
         self.recorder, self.on_scale, self.images = record, on_scale, images
         self.cancel = cancel
         self.model = runner.manifest.hmar
@@ -106,13 +110,14 @@ class Trajectory:
         P, S = self.model.patch_nums[-1], len(self.model.patch_nums)
         f_hat: Any = np.zeros((self.batch, self.model.latent_channels, P, P), np.float32)
         for k, pn in enumerate(self.model.patch_nums):
-            tokens = self._predict(k, pn)
+            predicted = self._predict(k, pn)
+            tokens = self.given.committed(k, predicted)
             feeds = {"tokens": tokens.reshape(-1, pn, pn), "f_hat": f_hat}
             results = self.runner.run(self.runner.manifest.graph("quant", k), feeds)
             f_hat = results["f_hat_out"]
             if k + 1 < S:
                 self.maps.append(self.runner.numpy(results["map"]))
-            self.record(f"s{k}_tokens", tokens)
+            self.record(f"s{k}_tokens", predicted)
             self.record(f"s{k}_f_hat", f_hat)
             self.on_scale(
                 ScaleEvent(
@@ -138,25 +143,55 @@ class Trajectory:
         return to_uint8(decode(self.runner, f_hat))
 
     def _predict(self, k: int, pn: int) -> np.ndarray:
-        """Final tokens (B, pn*pn) of one scale: the next-scale pass, then its masked passes."""
+        """Tokens (B, pn*pn) of one scale: the next-scale pass, then its masked passes."""
+        is_open = self.given.is_open(k)
+        if not is_open.any() and self.recorder is None:  # a trace has every pass
+            return self.given.drawn(k, np.zeros(is_open.shape, np.int32))
         t = sampler.guidance(self.config.cfg, k, len(self.model.patch_nums))
-        tokens, p = self._draw(k, 0, self._ns_logits(k, self._is_guided(t)), t)
+        drawn, p = self._draw(k, 0, self._ns_logits(k, self._is_guided(t)), t)
+        tokens = self.given.drawn(k, drawn)
         self.record(f"s{k}_ns_tokens", tokens)
-        entry = self.schedule[k] if self.schedule is not None else ()
+        counts = masked_counts(() if self.schedule is None else self.schedule[k], pn * pn)
+        for n in range(self.given.rounds if counts else 0):
+            tokens, p = self._predict_again(k, pn, tokens, p, is_open, n * len(counts), counts)
+        return tokens
+
+    def _predict_again(
+        self,
+        k: int,
+        pn: int,
+        tokens: np.ndarray,
+        p: np.ndarray,
+        is_open: np.ndarray,
+        done: int,
+        counts: Sequence[int],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (B, pn*pn) after a round of masked passes, and the last pass's distribution.
+
+        Args:
+            p: distribution that says how confident the present tokens are.
+            is_open: True for tokens that may change.
+            done: masked passes of this scale so far.
+            counts: tokens that each pass predicts where all are open; elsewhere, the same share of
+                the open ones, rounded up.
+        """
         t = sampler.masked_guidance(self.config.cfg)
-        idx = np.broadcast_to(np.arange(pn * pn), (self.batch, pn * pn))
-        for j, count in enumerate(masked_counts(entry, pn * pn), start=1):
-            conf = np.take_along_axis(sampler.confidence(p, tokens), idx, axis=1)
+        num_open_B = is_open.sum(axis=1)
+        idx = np.broadcast_to(np.arange(pn * pn), tokens.shape)
+        for j, count in enumerate(counts, start=done + 1):
+            conf = np.where(is_open, sampler.confidence(p, tokens), np.float32(np.inf))
+            conf = np.take_along_axis(conf, idx, axis=1)
             self.record(f"s{k}_ns_conf" if j == 1 else f"s{k}_m{j - 1}_conf", conf)
             idx = sampler.least_confident(conf, idx, count)
-            token_mask = np.zeros(tokens.shape, np.bool_)
-            np.put_along_axis(token_mask, idx, True, axis=1)
-            logits = self._mask_logits(k, pn, tokens, token_mask, self._is_guided(t))
+            is_masked = np.arange(count) < -(-count * num_open_B // (pn * pn))[:, None]
+            is_open = np.zeros(tokens.shape, np.bool_)
+            np.put_along_axis(is_open, idx, is_masked, axis=1)
+            logits = self._mask_logits(k, pn, tokens, is_open, self._is_guided(t))
             drawn, p = self._draw(k, j, logits, t)
-            tokens = np.where(token_mask, drawn, tokens)
+            tokens = np.where(is_open, drawn, tokens)
             self.record(f"s{k}_m{j}_tokens", tokens)
-            self.record(f"s{k}_m{j}_idx_to_mask", idx.astype(np.int32))
-        return tokens
+            self.record(f"s{k}_m{j}_idx_to_mask", np.where(is_masked, idx, -1).astype(np.int32))
+        return tokens, p
 
     def _is_guided(self, t: float) -> bool:
         return t >= self.config.skip_guidance_below

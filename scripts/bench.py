@@ -50,7 +50,10 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--vae", type=Path, metavar="FILE", help="tokenizer, for PyTorch")
     p.add_argument("--cfg", type=float, help="guidance strength (default: the bundle's)")
     p.add_argument(
-        "--schedule", default="default", metavar="S", help="masked passes: default, none, or JSON"
+        "--schedule",
+        default="default",
+        metavar="S",
+        help="masked passes: default, fast, quality, cosine:N, or JSON",
     )
     p.add_argument("--engines", type=Path, metavar="DIR", help="for trt: folder of engines")
     p.add_argument(
@@ -86,7 +89,9 @@ def make_config(args: argparse.Namespace, manifest: Manifest) -> BenchConfig:
         sampling=replace(
             defaults,
             cfg=defaults.cfg if args.cfg is None else args.cfg,
-            mask_schedule=parse_schedule(args.schedule, defaults.mask_schedule),
+            mask_schedule=parse_schedule(
+                args.schedule, defaults.mask_schedule, manifest.hmar.patch_nums
+            ),
         ),
         effort=Effort(warmup=args.warmup, runs=args.runs, max_seconds=args.max_seconds),
         checkpoint=None if args.ckpt is None else (args.ckpt, args.vae),

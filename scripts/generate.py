@@ -22,6 +22,7 @@ from runtime.trace import Trace
 from runtime.trajectory import ScaleEvent
 from scripts.cli import ProgressBar, joined, parse_placement, parser, run
 from scripts.images import check_writable, with_captions, write_grid
+from scripts.previews import Previews
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,6 +59,12 @@ def parse_args() -> argparse.Namespace:
     )
     p.add_argument("--columns", type=int, metavar="N", help="images in a row (default: a square)")
     p.add_argument("--captions", action="store_true", help="write each image's class below it")
+    add_run_arguments(p)
+    return p.parse_args(joined(sys.argv[1:], "--labels"))
+
+
+def add_run_arguments(p: argparse.ArgumentParser) -> None:
+    """Settings, previews, backend and verification, which scripts/edit.py takes too."""
     p.add_argument("--cfg", type=float, help="guidance strength (default: the bundle's)")
     p.add_argument(
         "--top-k", type=int, help="keep the k largest logits, 0 = off (default: the bundle's)"
@@ -69,7 +76,7 @@ def parse_args() -> argparse.Namespace:
         "--schedule",
         default="default",
         metavar="S",
-        help="masked passes: default, none, or JSON such as '[[1],[1,3],…]'",
+        help="masked passes: default, fast (none), quality, cosine:N, or JSON as '[[1],[1,3],…]'",
     )
     p.add_argument(
         "--context",
@@ -109,7 +116,12 @@ def parse_args() -> argparse.Namespace:
     p.add_argument(
         "--trace-logits", action="store_true", help="also write raw and guided logits to the trace"
     )
-    return p.parse_args(joined(sys.argv[1:], "--labels"))
+    p.add_argument(
+        "--strip", type=Path, metavar="FILE", help="also write what each scale adds, side by side"
+    )
+    p.add_argument(
+        "--animate", type=Path, metavar="FILE", help="also write it as an animation (.gif or .webp)"
+    )
 
 
 def parse_labels(text: str) -> list[int | str]:
@@ -120,7 +132,8 @@ def parse_labels(text: str) -> list[int | str]:
     return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
 
 
-def sampling_config(args: argparse.Namespace, defaults: SamplingConfig) -> SamplingConfig:
+def sampling_config(args: argparse.Namespace, pipeline: Pipeline) -> SamplingConfig:
+    defaults, patch_nums = pipeline.defaults, pipeline.manifest.hmar.patch_nums
     schedule = None if args.context == "prefix" and args.schedule == "default" else args.schedule
     return SamplingConfig(
         cfg=defaults.cfg if args.cfg is None else args.cfg,
@@ -128,7 +141,7 @@ def sampling_config(args: argparse.Namespace, defaults: SamplingConfig) -> Sampl
         top_p=defaults.top_p if args.top_p is None else args.top_p,
         mask_schedule=None
         if schedule is None
-        else parse_schedule(schedule, defaults.mask_schedule),
+        else parse_schedule(schedule, defaults.mask_schedule, patch_nums),
         context=args.context,
     )
 
@@ -142,9 +155,10 @@ def make_draws(text: str | None) -> Draws | None:
 def main() -> None:
     args = parse_args()
     labels, draws = parse_labels(args.labels), make_draws(args.draws)
-    for path in filter(None, (args.out, args.trace)):
+    for path in filter(None, (args.out, args.trace, args.strip, args.animate)):
         check_writable(path)
     trace = Trace(logits=args.trace_logits) if args.trace else None
+    previews = Previews(strip=args.strip, animation=args.animate)
     with (
         Pipeline.load(
             args.bundle,
@@ -165,15 +179,16 @@ def main() -> None:
                 done,
                 len(labels) * event.num_scales,
             )
+            previews(event)
 
         images = pipeline.generate(
             labels,
             seed=args.seed,
             image_index=range(args.first_index, args.first_index + len(labels)),
-            sampling=sampling_config(args, pipeline.defaults),
+            sampling=sampling_config(args, pipeline),
             draws=draws,
             # the backend trt then runs everything at once, in less time than a bar is worth
-            on_scale=None if args.backend == "trt" else report,
+            on_scale=None if args.backend == "trt" and not previews.are_wanted else report,
             trace=trace,
         )
         seconds = time.perf_counter() - start
@@ -181,6 +196,7 @@ def main() -> None:
     if args.captions:
         images = with_captions(images, [str(label) for label in labels])
     write_grid(images, args.out, args.columns)
+    previews.write()
     if trace is not None:
         trace.save(args.trace)
     print(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,7 +55,9 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--cfg", type=float, help="guidance strength (default: as published)")
     p.add_argument("--top-k", type=int, help="keep the k largest logits (default: as published)")
     p.add_argument("--top-p", type=float, help="keep this probability (default: as published)")
-    p.add_argument("--schedule", default="default", help="default, none, or JSON")
+    p.add_argument(
+        "--schedule", default="default", help="default, fast, quality, cosine:N, or JSON"
+    )
     p.add_argument(
         "--sampling",
         type=Path,
@@ -79,9 +81,11 @@ def parse_args() -> argparse.Namespace:
     return p.parse_args()
 
 
-def sampling_config(args: argparse.Namespace, defaults: SamplingConfig) -> SamplingConfig:
+def sampling_config(
+    args: argparse.Namespace, defaults: SamplingConfig, patch_nums: Sequence[int]
+) -> SamplingConfig:
     given = {k: v for k in ("cfg", "top_k", "top_p") if (v := getattr(args, k)) is not None}
-    schedule = parse_schedule(args.schedule, defaults.mask_schedule)
+    schedule = parse_schedule(args.schedule, defaults.mask_schedule, patch_nums)
     return replace(defaults, mask_schedule=schedule, **given)
 
 
@@ -92,17 +96,18 @@ def open_sampler(args: argparse.Namespace) -> Iterator[tuple[Sampler, int, Sampl
         with Pipeline.load(
             args.bundle, args.backend, threads=args.threads, max_batch=args.batch_size
         ) as pipeline:
-            config = sampling_config(args, pipeline.defaults)
+            model = pipeline.manifest.hmar
+            config = sampling_config(args, pipeline.defaults, model.patch_nums)
             sampler = bundle_sampler(pipeline, config, args.seed)
             weights = file_digest(args.bundle / "manifest.json")
-            yield sampler, pipeline.manifest.model.num_classes, config, weights
+            yield sampler, model.num_classes, config, weights
     else:
         published = SamplingConfig(**json.loads(args.sampling.read_text(encoding="utf-8")))
-        config = sampling_config(args, published)
-        model = load_hmar([args.ckpt / HMAR_FILE]).to(args.device)
-        tokenizer = load_tokenizer(args.ckpt / TOKENIZER_FILE, model.config.patch_nums)
-        sampler = reference_sampler(model, tokenizer.to(args.device), config, args.seed)
-        yield sampler, model.config.num_classes, config, file_digest(args.ckpt / HMAR_FILE)
+        network = load_hmar([args.ckpt / HMAR_FILE]).to(args.device)
+        config = sampling_config(args, published, network.config.patch_nums)
+        tokenizer = load_tokenizer(args.ckpt / TOKENIZER_FILE, network.config.patch_nums)
+        sampler = reference_sampler(network, tokenizer.to(args.device), config, args.seed)
+        yield sampler, network.config.num_classes, config, file_digest(args.ckpt / HMAR_FILE)
 
 
 def main() -> None:

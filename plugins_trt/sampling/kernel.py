@@ -20,9 +20,9 @@ MASK_CFG_RATIO = tl.constexpr(1e-6)  # as in runtime.sampler
 
 @triton.jit
 def _ordered(x):
-    """Integers in the order of the floats, for a search by bits; -0 and 0 are one."""
+    """Unsigned integers in the order of the floats, for a search by bits; -0 and 0 are one."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return tl.where(bits < 0, ~bits, bits ^ -2147483648).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -31,18 +31,16 @@ def _kth_largest(keys_V, k):
 
     Two bits at a time: the three counts of a step are added up as fields of one integer.
     """
-    keys_V = keys_V.to(tl.int64)
-    found = tl.full([], -2147483648, tl.int64)
+    found = tl.full([], 0, tl.uint32)
     for step in range(16):
-        unit = tl.full([], 1, tl.int64) << (30 - 2 * step)
+        unit = tl.full([], 1, tl.uint32) << (30 - 2 * step)
         one_V = (keys_V >= found + unit).to(tl.int64)
         two_V = (keys_V >= found + 2 * unit).to(tl.int64)
         three_V = (keys_V >= found + 3 * unit).to(tl.int64)
         counts = tl.sum(one_V + (two_V << 20) + (three_V << 40), axis=0)
-        reached = ((counts & 0xFFFFF) >= k).to(tl.int64) + (((counts >> 20) & 0xFFFFF) >= k).to(
-            tl.int64
-        )
-        found += unit * (reached + ((counts >> 40) >= k).to(tl.int64))
+        reached = ((counts & 0xFFFFF) >= k).to(tl.uint32)
+        reached += (((counts >> 20) & 0xFFFFF) >= k).to(tl.uint32)
+        found += unit * (reached + ((counts >> 40) >= k).to(tl.uint32))
     return found
 
 
@@ -54,10 +52,9 @@ def _add_three(a, b, c, d, e, f):
 @triton.jit
 def _nucleus_edge(keys_V, p_V, outside):
     """The smallest key whose mass, together with that of all smaller keys, exceeds `outside`."""
-    keys_V = keys_V.to(tl.int64)
-    found = tl.full([], -2147483648, tl.int64)
+    found = tl.full([], 0, tl.uint32)
     for step in range(16):
-        unit = tl.full([], 1, tl.int64) << (30 - 2 * step)
+        unit = tl.full([], 1, tl.uint32) << (30 - 2 * step)
         below_one, below_two, below_three = tl.reduce(
             (
                 tl.where(keys_V < found + unit, p_V, 0.0),
@@ -67,8 +64,8 @@ def _nucleus_edge(keys_V, p_V, outside):
             0,
             _add_three,
         )
-        passed = (below_one <= outside).to(tl.int64) + (below_two <= outside).to(tl.int64)
-        found += unit * (passed + (below_three <= outside).to(tl.int64))
+        passed = (below_one <= outside).to(tl.uint32) + (below_two <= outside).to(tl.uint32)
+        found += unit * (passed + (below_three <= outside).to(tl.uint32))
     return found
 
 
@@ -128,24 +125,25 @@ def draw_kernel(
         scaled_V = (1.0 + t).to(tl.float32) * logits_V
         logits_V = scaled_V - t.to(tl.float32) * uncond_V
 
-    keys_V = tl.where(is_token_V, _ordered(logits_V), -2147483648)
+    lowest, highest = tl.full([], 0, tl.uint32), tl.full([], 0xFFFFFFFF, tl.uint32)
+    keys_V = tl.where(is_token_V, _ordered(logits_V), lowest)
     is_kept_V = is_token_V
     if (top_k > 0) & (top_k < vocab):
-        is_kept_V = is_kept_V & (keys_V.to(tl.int64) >= _kth_largest(keys_V, top_k))
+        is_kept_V = is_kept_V & (keys_V >= _kth_largest(keys_V, top_k))
     max_logit = tl.max(logits_V, axis=0)
     if top_p > 0:
         p_V = tl.where(is_kept_V, tl.exp(logits_V - max_logit), 0.0).to(tl.float64)
         p_V = (p_V / tl.sum(p_V)).to(tl.float32).to(tl.float64)
         outside = (1.0 - top_p).to(tl.float32).to(tl.float64)
-        edge = _nucleus_edge(tl.where(is_kept_V, keys_V, 2147483647), p_V, outside)
+        edge = _nucleus_edge(tl.where(is_kept_V, keys_V, highest), p_V, outside)
         # of the tokens at the edge, as many go as fit, in vocabulary order; the last of all stays
-        is_edge_V = is_kept_V & (keys_V.to(tl.int64) == edge)
-        below = tl.sum(tl.where(keys_V.to(tl.int64) < edge, p_V, 0.0))
+        is_edge_V = is_kept_V & (keys_V == edge)
+        below = tl.sum(tl.where(keys_V < edge, p_V, 0.0))
         sums_V = below + tl.cumsum(tl.where(is_edge_V, p_V, 0.0), axis=0)
         is_last_V = (
             tl.cumsum(is_edge_V.to(tl.int32), axis=0) == tl.sum(is_edge_V.to(tl.int32))
         ) & (edge == tl.max(keys_V, axis=0))
-        is_kept_V = is_kept_V & (keys_V.to(tl.int64) >= edge)
+        is_kept_V = is_kept_V & (keys_V >= edge)
         is_kept_V = is_kept_V & ((is_edge_V == 0) | (sums_V > outside) | is_last_V)
 
     p_V = tl.where(is_kept_V, tl.exp(logits_V.to(tl.float64) - max_logit.to(tl.float64)), 0.0)

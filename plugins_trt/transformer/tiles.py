@@ -73,12 +73,13 @@ NARROW = Tile(rows=64, columns=32)
 SQUARE = Tile(rows=64, columns=128)
 QUARTERS = Tile(rows=64, columns=64, splits=4)
 HALVES = Tile(rows=64, columns=128, splits=2)
+BROAD = Tile(rows=128, columns=128, depth=64, is_wide=True, num_warps=8, num_stages=4)
 WIDE = Tile(rows=128, columns=256, depth=64, is_wide=True, num_warps=8)
 HEAD = Tile(rows=64, columns=128, depth=64)
 
 TILES: dict[Layer, dict[int, Tile]] = {
-    "qkv": {0: FEW, 17: SOME, 33: SQUARE, 65: NARROW, 129: SQUARE, 1537: WIDE},
-    "proj": {0: FEW, 17: SOME, 33: QUARTERS, 65: NARROW, 129: SQUARE, 1537: WIDE},
+    "qkv": {0: FEW, 17: SOME, 33: SQUARE, 65: NARROW, 129: SQUARE, 1537: BROAD, 3073: WIDE},
+    "proj": {0: FEW, 17: SOME, 33: QUARTERS, 65: NARROW, 129: SQUARE, 1537: BROAD, 4097: WIDE},
     "fc1": {
         0: FEW,
         17: Tile(rows=32, columns=64, splits=2),
@@ -92,7 +93,8 @@ TILES: dict[Layer, dict[int, Tile]] = {
         17: Tile(rows=32, columns=64, depth=64, splits=8, num_stages=4),
         33: QUARTERS,
         129: HALVES,
-        1537: WIDE,
+        1537: BROAD,
+        3073: WIDE,
     },
     "head": {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE},
 }

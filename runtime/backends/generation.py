@@ -92,7 +92,10 @@ class Generation:
         self._zeros = self._new("float32", plan.batch, self._model.latent_channels, P, P)
         device.zero(self._zeros.buffer.address, self._zeros.buffer.nbytes)
         start = time.perf_counter()
-        self._enqueue()  # whatever is made at first use is made now
+        taken = -1
+        while taken != pool.nbytes:  # nothing can be made during a capture
+            taken = pool.nbytes
+            self._enqueue()
         self._graph: Graph = device.capture(self._enqueue)
         logger.info("%s: captured, %.2f s", plan, time.perf_counter() - start)
 

@@ -41,7 +41,7 @@ def test_score_and_generate(
         for pn in tiny.config["patch_nums"]
     ]
     with Pipeline.load(tiny_bundle, "ort-cpu", attention="plugin") as pipeline:
-        expected, scores = (p.score([1, -1], tokens) for p in (tiny_pipeline, pipeline))
+        expected, scores = (p.score(tokens, [1, -1]) for p in (tiny_pipeline, pipeline))
         assert set(registered) == {found}
         assert_close("ns", expected.ns_log_prob, scores.ns_log_prob, rms_ratio=1e-5)
         assert_close("mask", expected.mask_log_prob, scores.mask_log_prob, rms_ratio=1e-5)

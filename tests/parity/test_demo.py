@@ -60,8 +60,8 @@ def test_a_picture_survives_the_tokenizer(pipeline: Pipeline) -> None:
 def test_the_right_class_explains_a_picture_best(pipeline: Pipeline) -> None:
     images = pipeline.generate(["cat", "robot-blue"], seed=3)
     tokens = pipeline.encode(images)
-    right = pipeline.score(["cat", "robot-blue"], tokens).ns_log_prob.sum(axis=1)
-    wrong = pipeline.score(["robot-blue", "cat"], tokens).ns_log_prob.sum(axis=1)
+    right = pipeline.score(tokens, ["cat", "robot-blue"]).ns_log_prob.sum(axis=1)
+    wrong = pipeline.score(tokens, ["robot-blue", "cat"]).ns_log_prob.sum(axis=1)
     assert (right > wrong).all(), (right, wrong)
 
 

@@ -53,6 +53,18 @@ def test_images_are_those_of_the_loop(on_device: tuple[Pipeline, HostDevice], na
     np.testing.assert_array_equal(at_once, stepwise)
 
 
+def test_edits_go_step_by_step_and_are_those_of_onnxruntime(
+    on_device: tuple[Pipeline, HostDevice], tiny_pipeline: Pipeline
+) -> None:
+    pipeline, device = on_device
+    captures, keep = device.captures, np.ones((4, 4), np.bool_)
+    keep[1:3, 2:] = False
+    images = tiny_pipeline.generate([1, 2, 3], seed=1)
+    ours, expected = (p.edit(images, keep, [4, 5, -1], seed=2) for p in (pipeline, tiny_pipeline))
+    np.testing.assert_array_equal(ours, expected)
+    assert device.captures == captures
+
+
 def test_labels_seeds_and_settings_need_no_new_capture(
     on_device: tuple[Pipeline, HostDevice],
 ) -> None:

@@ -41,7 +41,7 @@ def test_score_is_the_log_likelihood_of_the_tokens(tiny: Case, tiny_pipeline: Pi
     golden, tokens = tiny.modules, golden_tokens(tiny)
     packed = np.concatenate(tokens, axis=1)
     scores = tiny_pipeline.score(
-        golden["tf_labels"].tolist(), tokens, golden_mask(tiny, packed.shape)
+        tokens, golden["tf_labels"].tolist(), golden_mask(tiny, packed.shape)
     )
     for branch, log_prob in (("ns", scores.ns_log_prob), ("mask", scores.mask_log_prob)):
         full = torch.from_numpy(golden[f"pyr_{branch}_logits"]).double().log_softmax(-1).numpy()

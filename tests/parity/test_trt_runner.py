@@ -57,7 +57,7 @@ def test_prefix_context_and_score(bundle: Bundle, tiny_pipeline: Pipeline) -> No
         compare_trace(golden, run_pipeline(pipeline, entry, golden))
         images = tiny_pipeline.generate([1, 2], seed=3)
         tokens = pipeline.encode(images)
-        ours, reference = (p.score([1, 2], tokens) for p in (pipeline, tiny_pipeline))
+        ours, reference = (p.score(tokens, [1, 2]) for p in (pipeline, tiny_pipeline))
     np.testing.assert_allclose(ours.ns_log_prob, reference.ns_log_prob, rtol=1e-4)
     assert ours.mask_log_prob is not None and reference.mask_log_prob is not None
     np.testing.assert_allclose(ours.mask_log_prob, reference.mask_log_prob, rtol=1e-4)

@@ -24,7 +24,8 @@ TOKENS = [np.zeros((1, 1), np.int32), np.zeros((1, 4), np.int32)]
 USES: dict[str, Callable[[Pipeline], Any]] = {
     "generate": lambda p: p.generate([1]),
     "encode": lambda p: p.encode(IMAGES),
-    "score": lambda p: p.score([1], TOKENS),
+    "edit": lambda p: p.edit(TOKENS, np.ones((2, 2), np.bool_), [1]),
+    "score": lambda p: p.score(TOKENS, [1]),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hmar.config import PATCH_NUMS_256, PATCH_NUMS_512, default_schedule
-from runtime.schedule import check_schedule, masked_counts, parse_schedule
+from runtime.schedule import check_schedule, cosine_entry, masked_counts, parse_schedule
 
 
 @pytest.mark.parametrize(
@@ -63,16 +63,57 @@ def test_bad_schedules(schedule: object, message: str) -> None:
 
 
 def test_parse(tmp_path: Path) -> None:
-    default = ((1,), (4,))
-    assert parse_schedule("default", default) == default
-    assert parse_schedule("none", default) is None
-    assert parse_schedule("[[1],[1,3]]", default) == [[1], [1, 3]]
+    default, patch_nums = ((1,), (4,)), (1, 2)
+    assert parse_schedule("default", default, patch_nums) == default
+    assert parse_schedule("none", default, patch_nums) is None
+    assert parse_schedule("fast", default, patch_nums) is None
+    assert parse_schedule("[[1],[1,3]]", default, patch_nums) == [[1], [1, 3]]
     file = tmp_path / "schedule.json"
     file.write_text(json.dumps([[1], [2, 2]]))
-    assert parse_schedule(str(file), default) == [[1], [2, 2]]
+    assert parse_schedule(str(file), default, patch_nums) == [[1], [2, 2]]
 
 
 @pytest.mark.parametrize("text", ["fast?", "[[1],", "{}", "missing.json", "3"])
 def test_unreadable_schedules(text: str) -> None:
     with pytest.raises(ValueError, match="schedule"):
-        parse_schedule(text, None)
+        parse_schedule(text, None, (1, 2))
+
+
+@pytest.mark.parametrize("text", ["cosine:", "cosine:0", "cosine:-1", "cosine:two", "cosine:256"])
+def test_cosine_schedules_take_a_number_of_passes(text: str) -> None:
+    with pytest.raises(ValueError, match=r"1\.\.255, such as cosine:4"):
+        parse_schedule(text, None, (1, 2))
+
+
+@pytest.mark.parametrize("patch_nums", [PATCH_NUMS_256, PATCH_NUMS_512, (1, 2, 3, 4)])
+@pytest.mark.parametrize("text", ["quality", "cosine:1", "cosine:5", "cosine:255"])
+def test_named_schedules_cover_every_scale(text: str, patch_nums: tuple[int, ...]) -> None:
+    schedule = parse_schedule(text, None, patch_nums)
+    assert schedule is not None and check_schedule(schedule, patch_nums) == schedule
+    assert [sum(entry) for entry in schedule] == [pn * pn for pn in patch_nums]
+    for entry, pn in zip(schedule, patch_nums, strict=True):
+        counts = masked_counts(entry, pn * pn)
+        assert counts == sorted(set(counts), reverse=True), "each pass predicts fewer"
+        assert all(0 < count < pn * pn for count in counts)
+
+
+def test_quality_has_masked_passes_at_the_finer_half_of_the_scales() -> None:
+    schedule = parse_schedule("quality", None, PATCH_NUMS_256)
+    assert schedule is not None
+    passes = [len(masked_counts(e, p * p)) for e, p in zip(schedule, PATCH_NUMS_256, strict=True)]
+    assert passes == [0] * 5 + [3] * 5
+
+
+@pytest.mark.parametrize(
+    ("tokens", "passes", "entry"),
+    [
+        (100, 1, (30, 70)),  # cos(pi/4) = 0.707
+        (100, 2, (14, 36, 50)),  # cos(pi/6) = 0.866, cos(pi/3) = 1/2
+        (4, 2, (1, 1, 2)),
+        (4, 8, (1, 1, 1, 1)),
+        (1, 3, (1,)),
+        (9, 0, (9,)),
+    ],
+)
+def test_cosine_entries(tokens: int, passes: int, entry: tuple[int, ...]) -> None:
+    assert cosine_entry(tokens, passes) == entry

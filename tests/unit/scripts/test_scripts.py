@@ -122,7 +122,10 @@ def test_verification_options_reproduce_golden_traces(
             "mask_schedule has 2 entries, the model has 4 scales",
         ),
         (["--labels", "1", "--schedule", "[[1],[1,-3],[9],[16]]"], "mask_schedule[1]"),
-        (["--labels", "1", "--schedule", "often"], "neither 'default', 'none' nor JSON"),
+        (
+            ["--labels", "1", "--schedule", "often"],
+            "is no name (default, fast, quality, cosine:N) and no JSON",
+        ),
         (["--labels", "1", "--top-k", "65"], "top_k is 65, the vocabulary has 64 entries"),
         (["--labels", "1", "--top-p", "1.5"], "top_p must be in [0, 1]"),
         (["--labels", "1", "--cfg", "-1"], "cfg must be a finite number >= 0"),
