@@ -1,4 +1,4 @@
-"""HMAR checkpoints to ONNX bundles. `export_bundle` is the entry."""
+"""Checkpoints of HMAR and Hi-MAR to ONNX bundles. `export_bundle` is the entry."""
 
 from export.config import ExportConfig
 from export.errors import ExportError, GraphError, OutputError, ParityError

@@ -17,8 +17,9 @@ class ExportConfig:
     """Settings of one export.
 
     Attributes:
-        precision: dtype of weights and activations. Logits, softmax statistics, norms, `f_hat` and
-            the tokenizer's encoder are float32 in every precision.
+        precision: dtype of weights and activations. HMAR's logits, softmax statistics, norms and
+            `f_hat`, Hi-MAR's tokens and predicted noise, and the encoders of images are float32
+            in every precision.
         verify: compare every graph with PyTorch and write the parity certificate.
     """
 

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 # A generation adds up what its graphs differ by, over all steps and diffusion steps. In half
 # precision it is measured and not limited: rounding leads to another, equally likely sample.
 FP32_GENERATION_LIMIT = 2e-4
-# Larger models, by parameters, are verified on one image, its pivots without guidance, and only
-# the last pivot steps of the generation run on the graphs' own results: to save time.
+# Larger models, by parameters, are verified on one image without guidance, and only the last pivot
+# steps of the generation run on the graphs' own results: to save time.
 SMALL_BELOW = 50_000_000
 LAST_PIVOT_STEPS = 2
 
@@ -78,7 +78,7 @@ def make_teacher(manifest: Manifest, model: HiMAR, vae: KLVAE) -> TeacherRun:
     """The generation that graphs are compared with."""
     sampling = replace(SAMPLING, num_iter=manifest.himar.num_iter)
     if not is_small(model):
-        sampling = replace(sampling, re_cfg=1.0)
+        sampling = replace(sampling, cfg=1.0, re_cfg=1.0)
     classes, images = model.config.num_classes, 2 if is_small(model) else 1
     if not classes:
         vectors = condition_vectors(images, model.config.embed_dim)
