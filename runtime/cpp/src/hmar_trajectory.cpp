@@ -1,0 +1,210 @@
+#include "hmar_trajectory.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+namespace hmar::core {
+namespace {
+
+// The same input for each half of the guided batch.
+Tensor repeated(const Tensor& tensor, int halves) {
+    if (halves == 1) return tensor;
+    const size_t nbytes = tensor.nbytes();
+    const auto bytes = std::make_shared<std::vector<char>>(2 * nbytes);
+    std::memcpy(bytes->data(), tensor.data.get(), nbytes);
+    std::memcpy(bytes->data() + nbytes, tensor.data.get(), nbytes);
+    Shape shape = tensor.shape;
+    shape[0] *= 2;
+    return {tensor.dtype, shape, std::shared_ptr<void>(bytes, bytes->data())};
+}
+
+// A view of tokens (B, l) as maps (B, pn, pn).
+Tensor as_maps(const Tensor& tokens, int64_t pn) {
+    return {tokens.dtype, {tokens.shape[0], pn, pn}, tokens.data};
+}
+
+}  // namespace
+
+void Control::check(Part images) const {
+    if (cancelled == nullptr || !cancelled->load()) return;
+    throw Error(HMAR_CANCELLED, text("generation cancelled before images ", images.first, " to ",
+                                     images.first + images.count - 1,
+                                     " were done; the session can be used again"));
+}
+
+Tensor decode(StepRunner& runner, const Tensor& f_hat) {
+    const int64_t side = runner.manifest().model.image_side_px;
+    const Tensor image = runner.run_for("image", runner.manifest().graph("decode"), {{"f_hat", f_hat}});
+    image.values<float>({f_hat.shape[0], 3, side, side}, "output image of decode");
+    return image;
+}
+
+void to_uint8(const float* image_B3HW, size_t batch, size_t side, uint8_t* pixels_BHW3) {
+    const size_t area = side * side;
+    for (size_t b = 0; b < batch; ++b) {
+        for (size_t i = 0; i < area; ++i) {
+            for (size_t c = 0; c < 3; ++c) {
+                const float value = std::nearbyint(image_B3HW[(3 * b + c) * area + i] * 255);
+                *pixels_BHW3++ = value > 0 ? uint8_t(std::min(value, 255.0f)) : 0;
+            }
+        }
+    }
+}
+
+HmarTrajectory::HmarTrajectory(StepRunner& runner, const std::vector<int32_t>& labels, const Settings& settings,
+                               const Draws& draws, const Control& control, Part part)
+    : runner_(runner),
+      model_(runner.manifest().model),
+      labels_(labels),
+      settings_(settings),
+      draws_(draws),
+      control_(control),
+      part_(part),
+      batch_(int64_t(part.count)),
+      sampler_(size_t(model_.vocab_size), settings.top_k, settings.top_p) {}
+
+Tensor HmarTrajectory::run() {
+    const int64_t P = model_.patch_nums.back();
+    const int S = model_.num_scales();
+    const Shape f_hat_shape = {batch_, model_.latent_channels, P, P};
+    Tensor f_hat = make_tensor<float>(f_hat_shape);
+    for (int k = 0; k < S; ++k) {
+        const int pn = model_.patch_nums[size_t(k)];
+        const Tensor tokens = predict(k);
+        const GraphSpec& quant = runner_.manifest().graph("quant", k);
+        const Values results = runner_.run(quant, {{"tokens", as_maps(tokens, pn)}, {"f_hat", f_hat}});
+        f_hat = StepRunner::output("f_hat_out", quant, results);
+        f_hat.values<float>(f_hat_shape, "output f_hat_out of " + quant.name);
+        if (k + 1 < S) {
+            maps_.push_back(StepRunner::output("map", quant, results));
+            maps_.back().values<float>(map_shape(k + 1), "output map of " + quant.name);
+        }
+        tokens_.push_back(tokens);
+        if (control_.on_scale) {
+            const auto preview = [&](uint8_t* pixels) {
+                const auto* image = static_cast<const float*>(decode(runner_, f_hat).data.get());
+                to_uint8(image, part_.count, size_t(model_.image_side_px), pixels);
+            };
+            const auto* values = static_cast<const int32_t*>(tokens.data.get());
+            control_.on_scale({k, pn, S, part_, values, preview});
+        }
+    }
+    control_.check(part_);
+    return f_hat;
+}
+
+// Final tokens (B, pn * pn) of one scale: the next-scale pass, then its masked passes.
+Tensor HmarTrajectory::predict(int k) {
+    const size_t length = model_.length(k);
+    const Shape shape = {batch_, int64_t(length)};
+    const Tensor tokens = make_tensor<int32_t>(shape);
+    auto* tokens_Bl = tokens.values<int32_t>(shape, "tokens");
+    std::vector<float> confidences_Bl(part_.count * length);
+    double t = guidance(settings_.cfg, k, model_.num_scales());
+    draw(k, 0, next_scale_logits(k, halves(t)), t, nullptr, tokens_Bl, confidences_Bl.data());
+    if (settings_.schedule.empty()) return tokens;
+
+    t = masked_guidance(settings_.cfg);
+    std::vector<int32_t> all(length);
+    std::iota(all.begin(), all.end(), 0);
+    std::vector<std::vector<int32_t>> idx_to_mask(part_.count, all);
+    int pass = 0;
+    for (const size_t count : masked_counts(settings_.schedule[size_t(k)], length)) {
+        const Tensor token_mask = make_tensor<bool>(shape);
+        auto* mask_Bl = token_mask.values<bool>(shape, "token_mask");
+        for (size_t b = 0; b < part_.count; ++b) {
+            idx_to_mask[b] = least_confident(&confidences_Bl[b * length], idx_to_mask[b], count);
+            for (const int32_t i : idx_to_mask[b]) mask_Bl[b * length + size_t(i)] = true;
+        }
+        const Tensor logits = mask_logits(k, tokens, token_mask, halves(t));
+        draw(k, ++pass, logits, t, mask_Bl, tokens_Bl, confidences_Bl.data());
+    }
+    return tokens;
+}
+
+// Draws the tokens of one pass; with a mask only those in it, since the others are not taken over.
+void HmarTrajectory::draw(int k, int pass, const Tensor& logits, double t, const bool* token_mask,
+                          int32_t* tokens, float* confidences) {
+    const size_t length = model_.length(k), V = size_t(model_.vocab_size);
+    const auto* cond_BlV = static_cast<const float*>(logits.data.get());
+    const float* uncond_BlV = halves(t) == 2 ? cond_BlV + part_.count * length * V : nullptr;
+    for (size_t place = 0; place < part_.count * length; ++place) {
+        if (token_mask != nullptr && !token_mask[place]) continue;
+        if (uncond_BlV == nullptr) {
+            sampler_.load(cond_BlV + place * V);
+        } else {
+            sampler_.load_guided(cond_BlV + place * V, uncond_BlV + place * V, t);
+        }
+        const auto u = draws_.at(part_.first + place / length, k, pass, place % length);
+        const Choice choice = sampler_.choose(u);
+        tokens[place] = choice.token;
+        confidences[place] = choice.confidence;
+    }
+}
+
+Tensor HmarTrajectory::next_scale_logits(int k, int halves) {
+    if (settings_.sees_prefix && k > 0) return prefix_logits(k, halves);
+    Values feeds;
+    if (k > 0) feeds["map"] = repeated(maps_.back(), halves);
+    return logits(runner_.manifest().graph("ns", k), feeds, halves, int64_t(model_.length(k)));
+}
+
+// Logits of a scale whose tokens see all earlier scales, as with a key-value cache.
+Tensor HmarTrajectory::prefix_logits(int k, int halves) {
+    const int64_t C = model_.latent_channels, num_maps = int64_t(model_.first(k + 1)) - 1, V = model_.vocab_size;
+    const Tensor map = make_tensor<float>({batch_, num_maps, C});
+    auto* packed = map.values<float>(map.shape, "map");
+    for (int64_t b = 0; b < batch_; ++b) {
+        for (size_t s = 0; s < maps_.size(); ++s) {
+            const auto length = int64_t(model_.length(int(s) + 1));
+            const auto* values = static_cast<const float*>(maps_[s].data.get());
+            packed = std::copy_n(values + b * length * C, length * C, packed);
+        }
+    }
+    const Tensor cu_seqlens = make_tensor<int32_t>({k + 2});
+    auto* starts = cu_seqlens.values<int32_t>({k + 2}, "cu_seqlens");
+    for (int s = 0; s <= k + 1; ++s) starts[s] = int32_t(model_.first(s));
+
+    const auto total = int64_t(model_.first(k + 1)), length = int64_t(model_.length(k));
+    const Values feeds = {{"map", repeated(map, halves)}, {"cu_seqlens", cu_seqlens}};
+    const Tensor all = logits(runner_.manifest().graph("ns_prefix"), feeds, halves, total);
+    const Tensor last = make_tensor<float>({halves * batch_, length, V});
+    const auto* from = static_cast<const float*>(all.data.get());
+    auto* to = static_cast<float*>(last.data.get());
+    for (int64_t row = 0; row < halves * batch_; ++row) {
+        to = std::copy_n(from + ((row + 1) * total - length) * V, length * V, to);
+    }
+    return last;
+}
+
+Tensor HmarTrajectory::mask_logits(int k, const Tensor& tokens, const Tensor& token_mask, int halves) {
+    const Manifest& manifest = runner_.manifest();
+    const Values inputs = {{"tokens", as_maps(tokens, model_.patch_nums[size_t(k)])}};
+    const GraphSpec& mask_input = manifest.graph("mask_input", k);
+    const Tensor h = runner_.run_for("h", mask_input, inputs);
+    h.values<float>(map_shape(k), "output h of " + mask_input.name);
+    const Values feeds = {{"map", repeated(maps_.back(), halves)},
+                          {"h", repeated(h, halves)},
+                          {"token_mask", repeated(token_mask, halves)}};
+    return logits(manifest.graph("mask", k), feeds, halves, int64_t(model_.length(k)));
+}
+
+// Output of a transformer pass, (halves * B, length, V) float32.
+Tensor HmarTrajectory::logits(const GraphSpec& graph, Values feeds, int halves, int64_t length) {
+    control_.check(part_);
+    std::optional<Values>& conditions = conditions_[halves - 1];
+    if (!conditions) {
+        const Tensor labels = make_tensor<int32_t>({halves * batch_});
+        auto* rows = labels.values<int32_t>(labels.shape, "label");
+        std::fill(std::copy(labels_.begin(), labels_.end(), rows), rows + halves * batch_, model_.num_classes);
+        conditions = runner_.run(runner_.manifest().graph("cond"), {{"label", labels}});
+    }
+    feeds.insert(conditions->begin(), conditions->end());
+    const Tensor logits = runner_.run_for("logits", graph, feeds);
+    logits.values<float>({halves * batch_, length, model_.vocab_size}, "output logits of " + graph.name);
+    return logits;
+}
+
+}  // namespace hmar::core

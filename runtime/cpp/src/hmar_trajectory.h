@@ -1,0 +1,86 @@
+// The scale loop of HMAR, as runtime/trajectory.py goes it: which graph runs when, and what goes into it.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "draws.h"
+#include "sampler.h"
+#include "step_runner.h"
+
+namespace hmar::core {
+
+struct Settings {
+    double cfg, top_p, skip_guidance_below;
+    int top_k;
+    bool sees_prefix;   // next-scale passes see all earlier scales too; there are then no masked passes
+    Schedule schedule;  // empty = no masked passes
+};
+
+// Consecutive images of a request that fit into one pass.
+struct Part {
+    size_t first, count;
+};
+
+struct ScaleEvent {
+    int scale_idx, pn, num_scales;
+    Part images;
+    const int32_t* tokens;                  // (B, pn * pn), final
+    std::function<void(uint8_t*)> preview;  // writes (B, H, W, 3)
+};
+
+// How the caller follows a generation, and ends it.
+struct Control {
+    std::function<void(const ScaleEvent&)> on_scale;    // ends it with an exception; may be empty
+    std::shared_ptr<const std::atomic<bool>> cancelled;  // may be null
+
+    // Throws Error where the caller wants no more.
+    void check(Part images) const;
+};
+
+// Images (B, 3, H, W) float32 in [0, 1].
+Tensor decode(StepRunner& runner, const Tensor& f_hat);
+
+// Images in [0, 1] as (B, H, W, 3) uint8.
+void to_uint8(const float* image_B3HW, size_t batch, size_t side, uint8_t* pixels_BHW3);
+
+// One generation of a batch.
+class HmarTrajectory {
+  public:
+    // `labels` has one class per image of the part, num_classes = no class. References are kept.
+    HmarTrajectory(StepRunner& runner, const std::vector<int32_t>& labels, const Settings& settings,
+                   const Draws& draws, const Control& control, Part part);
+
+    // The reconstruction f_hat, (B, Cvae, P, P). Throws Error.
+    Tensor run();
+
+    // Final tokens of every scale, (B, pn * pn) each; after `run`.
+    const std::vector<Tensor>& tokens() const { return tokens_; }
+
+  private:
+    Tensor predict(int k);
+    void draw(int k, int pass, const Tensor& logits, double t, const bool* token_mask, int32_t* tokens,
+              float* confidences);
+    Tensor next_scale_logits(int k, int halves);
+    Tensor prefix_logits(int k, int halves);
+    Tensor mask_logits(int k, const Tensor& tokens, const Tensor& token_mask, int halves);
+    Tensor logits(const GraphSpec& graph, Values feeds, int halves, int64_t length);
+    Shape map_shape(int k) const { return {batch_, int64_t(model_.length(k)), model_.latent_channels}; }
+    int halves(double t) const { return t >= settings_.skip_guidance_below ? 2 : 1; }
+
+    StepRunner& runner_;
+    const ModelSpec& model_;
+    const std::vector<int32_t>& labels_;
+    const Settings& settings_;
+    const Draws& draws_;
+    const Control& control_;
+    const Part part_;
+    const int64_t batch_;
+    Sampler sampler_;
+    std::optional<Values> conditions_[2];  // of one half, of both
+    std::vector<Tensor> maps_, tokens_;    // next-scale inputs so far, each (B, l, Cvae); tokens so far
+};
+
+}  // namespace hmar::core

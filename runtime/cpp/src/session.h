@@ -1,0 +1,47 @@
+// A bundle on a backend: generation and encoding of any number of images.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "hmar_trajectory.h"
+
+namespace hmar::core {
+
+struct Request {
+    std::vector<int32_t> labels;  // 0 .. num_classes - 1, or num_classes = no class
+    Settings settings;
+    std::unique_ptr<Draws> draws;
+    Control control;
+};
+
+// Where results go; null = not wanted.
+struct Output {
+    uint8_t* pixels;  // (num_images, side, side, 3)
+    float* image;     // (num_images, 3, side, side), in [0, 1]
+    int32_t* tokens;  // (num_images, num_tokens)
+};
+
+// May be used from several threads at once.
+class Session {
+  public:
+    Session(std::unique_ptr<StepRunner> runner, size_t max_batch);
+
+    const Manifest& manifest() const { return runner_->manifest(); }
+    const std::string& backend() const { return runner_->name(); }
+
+    // Throws Error, or what the request's callback throws.
+    void generate(const Request& request, const Output& output);
+
+    // Tokens (num_images, num_tokens) of pictures (num_images, side, side, 3).
+    void encode(const uint8_t* pixels, size_t num_images, int32_t* tokens);
+
+  private:
+    void generate_part(const Request& request, const Output& output, Part part);
+    std::vector<Part> parts(size_t num_images) const;
+
+    const std::unique_ptr<StepRunner> runner_;
+    const size_t max_batch_;
+};
+
+}  // namespace hmar::core
