@@ -85,8 +85,9 @@ typedef struct hmar_bundle_info {
     int32_t has_mask_branch; /**< 1 if masked passes are possible, else 0 */
 } hmar_bundle_info;
 
-/** Reads and checks the manifest of a bundle folder, and the files that `check` asks for. */
-HMAR_API hmar_status hmar_bundle_open(const char* folder, hmar_check check, hmar_bundle* bundle,
+/** Reads and checks the manifest of a bundle folder, and the files that `check`, an ::hmar_check, asks for.
+ */
+HMAR_API hmar_status hmar_bundle_open(const char* folder, int32_t check, hmar_bundle* bundle,
                                       hmar_error** error);
 
 HMAR_API hmar_status hmar_bundle_get_info(hmar_bundle bundle, hmar_bundle_info* info, hmar_error** error);
@@ -108,8 +109,8 @@ typedef enum hmar_backend {
 
 /** Settings of a session. Zero is the default everywhere but in struct_size. */
 typedef struct hmar_session_options {
-    size_t struct_size; /**< sizeof(hmar_session_options) */
-    hmar_backend backend;
+    size_t struct_size;  /**< sizeof(hmar_session_options) */
+    int32_t backend;     /**< an ::hmar_backend */
     const char* library; /**< libonnxruntime.so; NULL = the first that the dynamic linker finds */
     int32_t threads;     /**< CPU threads of one operator; 0 = one per core */
     int32_t max_batch;   /**< most images in one pass, larger requests are split; 0 = 8 */
@@ -173,7 +174,7 @@ typedef struct hmar_request {
     int32_t top_k;              /**< keep the k largest logits; 0 = off */
     double top_p;               /**< keep this probability mass, in [0, 1]; 0 = off */
     double skip_guidance_below; /**< passes with less guidance run without the unconditional half */
-    hmar_context context;
+    int32_t context;            /**< an ::hmar_context */
 
     /** Masked passes: for every scale, how many tokens each pass fixes, one scale after the other. Pass j of
      * [n0, n1, .., nm] predicts the n_j + .. + n_m least confident tokens again. */
@@ -181,7 +182,7 @@ typedef struct hmar_request {
     const int32_t* schedule_lengths; /**< how many counts each scale has; NULL = no masked passes */
     size_t schedule_scales;          /**< how many scales the schedule is for, at least the model's */
 
-    hmar_draws draws;
+    int32_t draws; /**< an ::hmar_draws */
     uint64_t seed;
     const uint64_t* image_index; /**< num_images of them; NULL = 0, 1, 2, .. */
     /** For every pass in order of running, (num_images, pn * pn) numbers in [0, 1). */

@@ -65,7 +65,7 @@ class Owner {
 /** A bundle folder. */
 class Bundle {
   public:
-    explicit Bundle(const std::string& folder, hmar_check check = HMAR_CHECK_ALL) {
+    explicit Bundle(const std::string& folder, int32_t check = HMAR_CHECK_ALL) {
         call(hmar_bundle_open, folder.c_str(), check, bundle_.address());
         call(hmar_bundle_get_info, bundle_.get(), &info_);
     }
@@ -115,9 +115,9 @@ struct Request {
     std::vector<int32_t> labels;
     double cfg, top_p, skip_guidance_below;
     int32_t top_k;
-    hmar_context context = HMAR_CONTEXT_SCALE;
+    int32_t context = HMAR_CONTEXT_SCALE;
     std::vector<std::vector<int32_t>> mask_schedule; /**< one entry per scale; empty = no masked passes */
-    hmar_draws draws = HMAR_DRAWS_SEED;
+    int32_t draws = HMAR_DRAWS_SEED;
     uint64_t seed = 0;
     std::vector<uint64_t> image_index; /**< empty = 0, 1, 2, .. */
     std::vector<double> uniforms;

@@ -31,8 +31,8 @@ Bundle::Bundle(const std::string& folder, hmar_check check) : folder_(folder) {
     const std::string path = folder_ + "/" + kManifestFile;
     uint64_t nbytes = 0;
     if (!is_regular(path, &nbytes)) {
-        throw Error(HMAR_INVALID_BUNDLE,
-                    text(folder, ": no bundle here, ", kManifestFile, " is missing; make one with scripts/export.py"));
+        throw Error(HMAR_INVALID_BUNDLE, text(folder, ": no bundle here, ", kManifestFile,
+                                              " is missing; make one with scripts/export.py"));
     }
     manifest_ = parse_manifest(read(path), path);
     for (const FileSpec& spec : manifest_.files()) {

@@ -15,9 +15,10 @@ namespace {
 
 constexpr size_t kDefaultMaxBatch = 8;  // as in runtime/config.py
 
-Handles<hmar_bundle, const OpenBundle> bundles("bundle");
-Handles<hmar_session, Session> sessions("session");
-Handles<hmar_cancel, std::atomic<bool>> cancels("cancel flag");
+// never destroyed: what a caller leaves open must not outlive ONNX Runtime's own static objects
+auto& bundles = *new Handles<hmar_bundle, const OpenBundle>("bundle");
+auto& sessions = *new Handles<hmar_session, Session>("session");
+auto& cancels = *new Handles<hmar_cancel, std::atomic<bool>>("cancel flag");
 
 hmar_status report(hmar_error** error, hmar_status status, const char* message) noexcept {
     if (error != nullptr) {
@@ -40,7 +41,8 @@ hmar_status guarded(hmar_error** error, Body body) noexcept {
     } catch (const Error& e) {
         return report(error, e.status, e.what());
     } catch (const std::bad_alloc&) {
-        return report(error, HMAR_OUT_OF_MEMORY, "out of memory; ask for fewer images, or use a smaller max_batch");
+        return report(error, HMAR_OUT_OF_MEMORY,
+                      "out of memory; ask for fewer images, or use a smaller max_batch");
     } catch (const std::exception& e) {
         return report(error, HMAR_INTERNAL, e.what());
     } catch (...) {
@@ -62,25 +64,36 @@ using namespace hmar::core;
 const char* hmar_version(void) { return HMAR_VERSION; }
 
 const char* hmar_status_name(hmar_status status) {
-    static constexpr const char* kNames[] = {
-        "HMAR_OK",          "HMAR_INVALID_HANDLE",      "HMAR_INVALID_ARGUMENT", "HMAR_INVALID_BUNDLE",
-        "HMAR_CHECKSUM_MISMATCH", "HMAR_UNSUPPORTED",   "HMAR_BACKEND_UNAVAILABLE", "HMAR_BACKEND_FAILED",
-        "HMAR_CANCELLED",   "HMAR_STOPPED",             "HMAR_OUT_OF_MEMORY",    "HMAR_INTERNAL"};
+    static constexpr const char* kNames[] = {"HMAR_OK",
+                                             "HMAR_INVALID_HANDLE",
+                                             "HMAR_INVALID_ARGUMENT",
+                                             "HMAR_INVALID_BUNDLE",
+                                             "HMAR_CHECKSUM_MISMATCH",
+                                             "HMAR_UNSUPPORTED",
+                                             "HMAR_BACKEND_UNAVAILABLE",
+                                             "HMAR_BACKEND_FAILED",
+                                             "HMAR_CANCELLED",
+                                             "HMAR_STOPPED",
+                                             "HMAR_OUT_OF_MEMORY",
+                                             "HMAR_INTERNAL"};
     const auto index = size_t(status);
     return index < std::size(kNames) ? kNames[index] : "unknown status";
 }
 
-const char* hmar_error_message(const hmar_error* error) { return error == nullptr ? "" : error->message.c_str(); }
+const char* hmar_error_message(const hmar_error* error) {
+    return error == nullptr ? "" : error->message.c_str();
+}
 
 void hmar_error_free(hmar_error* error) { delete error; }
 
-hmar_status hmar_bundle_open(const char* folder, hmar_check check, hmar_bundle* bundle, hmar_error** error) {
+hmar_status hmar_bundle_open(const char* folder, int32_t check, hmar_bundle* bundle, hmar_error** error) {
     return guarded(error, [&] {
         *required(bundle, "bundle") = nullptr;
         if (check < HMAR_CHECK_ALL || check > HMAR_CHECK_SIZES) {
-            throw Error(HMAR_INVALID_ARGUMENT, text("check is ", int(check), ", expected an hmar_check"));
+            throw Error(HMAR_INVALID_ARGUMENT, text("check is ", check, ", expected an hmar_check"));
         }
-        *bundle = bundles.add(std::make_shared<const OpenBundle>(required(folder, "folder"), check));
+        *bundle =
+            bundles.add(std::make_shared<const OpenBundle>(required(folder, "folder"), hmar_check(check)));
     });
 }
 
@@ -89,17 +102,11 @@ hmar_status hmar_bundle_get_info(hmar_bundle bundle, hmar_bundle_info* info, hma
         const auto open = bundles.find(bundle);
         const Manifest& manifest = open->bundle->manifest();
         const ModelSpec& model = manifest.model;
-        *required(info, "info") = {manifest.family.c_str(),
-                                   model.preset.c_str(),
-                                   manifest.precision.c_str(),
-                                   manifest.producer.c_str(),
-                                   model.num_classes,
-                                   model.vocab_size,
-                                   model.num_scales(),
-                                   model.patch_nums.data(),
-                                   int32_t(model.num_tokens()),
-                                   model.image_side_px,
-                                   model.has_mask_branch};
+        *required(info, "info") = {
+            manifest.family.c_str(),   model.preset.c_str(),    manifest.precision.c_str(),
+            manifest.producer.c_str(), model.num_classes,       model.vocab_size,
+            model.num_scales(),        model.patch_nums.data(), int32_t(model.num_tokens()),
+            model.image_side_px,       model.has_mask_branch};
     });
 }
 
@@ -133,14 +140,16 @@ hmar_status hmar_session_open(hmar_bundle bundle, const hmar_session_options* op
             given = *options;
         }
         if (given.backend < HMAR_BACKEND_AUTO || given.backend > HMAR_BACKEND_ORT_CUDA) {
-            throw Error(HMAR_INVALID_ARGUMENT, text("backend is ", int(given.backend), ", expected an hmar_backend"));
+            throw Error(HMAR_INVALID_ARGUMENT,
+                        text("backend is ", given.backend, ", expected an hmar_backend"));
         }
         if (given.threads < 0 || given.max_batch < 0) {
             throw Error(HMAR_INVALID_ARGUMENT, text("threads and max_batch must be >= 0 (0 = default), got ",
                                                     given.threads, " and ", given.max_batch));
         }
         const std::string library = given.library != nullptr ? given.library : "";
-        auto runner = std::make_unique<OrtRunner>(open->bundle, OrtOptions{given.backend, library, given.threads});
+        auto runner = std::make_unique<OrtRunner>(
+            open->bundle, OrtOptions{hmar_backend(given.backend), library, given.threads});
         const size_t max_batch = given.max_batch > 0 ? size_t(given.max_batch) : kDefaultMaxBatch;
         *session = sessions.add(std::make_shared<Session>(std::move(runner), max_batch));
     });
@@ -167,7 +176,8 @@ hmar_status hmar_request_num_uniforms(hmar_session session, const hmar_request* 
         const auto open = sessions.find(session);
         const ModelSpec& model = open->manifest().model;
         const Settings settings = read_settings(*required(request, "request"), model);
-        *required(count, "count") = GivenDraws::count(model.patch_nums, settings.schedule, request->num_images);
+        *required(count, "count") =
+            GivenDraws::count(model.patch_nums, settings.schedule, request->num_images);
     });
 }
 
@@ -185,7 +195,8 @@ hmar_status hmar_generate(hmar_session session, const hmar_request* request, con
 hmar_status hmar_scale_event_preview(const hmar_scale_event* event, uint8_t* pixels, size_t pixels_size,
                                      hmar_error** error) {
     return guarded(error, [&] {
-        const auto* inner = static_cast<const PreviewedEvent*>(required(required(event, "event")->preview, "preview"));
+        const auto* inner =
+            static_cast<const PreviewedEvent*>(required(required(event, "event")->preview, "preview"));
         check_array(required(pixels, "pixels"), pixels_size, inner->pixels_size, "pixels");
         inner->event.preview(pixels);
     });

@@ -49,7 +49,8 @@ class Handles {
 
   private:
     [[noreturn]] void reject() const {
-        throw Error(HMAR_INVALID_HANDLE, text("this is no open ", kind_, "; it is zero, closed, or another handle"));
+        throw Error(HMAR_INVALID_HANDLE,
+                    text("this is no open ", kind_, "; it is zero, closed, or another handle"));
     }
 
     const char* const kind_;

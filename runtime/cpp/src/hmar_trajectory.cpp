@@ -29,9 +29,9 @@ Tensor as_maps(const Tensor& tokens, int64_t pn) {
 
 void Control::check(Part images) const {
     if (cancelled == nullptr || !cancelled->load()) return;
-    throw Error(HMAR_CANCELLED, text("generation cancelled before images ", images.first, " to ",
-                                     images.first + images.count - 1,
-                                     " were done; the session can be used again"));
+    throw Error(HMAR_CANCELLED,
+                text("generation cancelled before images ", images.first, " to ",
+                     images.first + images.count - 1, " were done; the session can be used again"));
 }
 
 Tensor decode(StepRunner& runner, const Tensor& f_hat) {
@@ -53,8 +53,9 @@ void to_uint8(const float* image_B3HW, size_t batch, size_t side, uint8_t* pixel
     }
 }
 
-HmarTrajectory::HmarTrajectory(StepRunner& runner, const std::vector<int32_t>& labels, const Settings& settings,
-                               const Draws& draws, const Control& control, Part part)
+HmarTrajectory::HmarTrajectory(StepRunner& runner, const std::vector<int32_t>& labels,
+                               const Settings& settings, const Draws& draws, const Control& control,
+                               Part part)
     : runner_(runner),
       model_(runner.manifest().model),
       labels_(labels),
@@ -153,7 +154,8 @@ Tensor HmarTrajectory::next_scale_logits(int k, int halves) {
 
 // Logits of a scale whose tokens see all earlier scales, as with a key-value cache.
 Tensor HmarTrajectory::prefix_logits(int k, int halves) {
-    const int64_t C = model_.latent_channels, num_maps = int64_t(model_.first(k + 1)) - 1, V = model_.vocab_size;
+    const int64_t C = model_.latent_channels, num_maps = int64_t(model_.first(k + 1)) - 1,
+                  V = model_.vocab_size;
     const Tensor map = make_tensor<float>({batch_, num_maps, C});
     auto* packed = map.values<float>(map.shape, "map");
     for (int64_t b = 0; b < batch_; ++b) {
@@ -198,7 +200,8 @@ Tensor HmarTrajectory::logits(const GraphSpec& graph, Values feeds, int halves, 
     if (!conditions) {
         const Tensor labels = make_tensor<int32_t>({halves * batch_});
         auto* rows = labels.values<int32_t>(labels.shape, "label");
-        std::fill(std::copy(labels_.begin(), labels_.end(), rows), rows + halves * batch_, model_.num_classes);
+        std::fill(std::copy(labels_.begin(), labels_.end(), rows), rows + halves * batch_,
+                  model_.num_classes);
         conditions = runner_.run(runner_.manifest().graph("cond"), {{"label", labels}});
     }
     feeds.insert(conditions->begin(), conditions->end());

@@ -33,7 +33,7 @@ struct ScaleEvent {
 
 // How the caller follows a generation, and ends it.
 struct Control {
-    std::function<void(const ScaleEvent&)> on_scale;    // ends it with an exception; may be empty
+    std::function<void(const ScaleEvent&)> on_scale;     // ends it with an exception; may be empty
     std::shared_ptr<const std::atomic<bool>> cancelled;  // may be null
 
     // Throws Error where the caller wants no more.

@@ -71,8 +71,8 @@ class Record {
     }
 
     int64_t integer(const Json& value, const std::string& name, int64_t least, int64_t most) const {
-        const bool fits = value.is_number_unsigned() ? value.get<uint64_t>() <= uint64_t(most)
-                                                     : value.is_number_integer();
+        const bool fits =
+            value.is_number_unsigned() ? value.get<uint64_t>() <= uint64_t(most) : value.is_number_integer();
         if (!fits || value.get<int64_t>() < least || value.get<int64_t>() > most) {
             fail(text(name, " must be an integer in ", least, "..", most, ", got ", excerpt(value)));
         }

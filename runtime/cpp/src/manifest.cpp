@@ -32,7 +32,8 @@ size_t index_of(const Names& names, const std::string& name) {
 Dtype dtype_of(Record& record) {
     const std::string name = record.string("dtype");
     const size_t index = index_of(kDtypes, name);
-    if (index == kDtypes.size()) record.fail(text("dtype must be one of ", listed(kDtypes), ", got '", name, "'"));
+    if (index == kDtypes.size())
+        record.fail(text("dtype must be one of ", listed(kDtypes), ", got '", name, "'"));
     return Dtype(index);
 }
 
@@ -116,16 +117,18 @@ ModelSpec read_model(const Json& data) {
 
 SamplingDefaults read_sampling(const Json& data, int num_scales) {
     Record record(data, "sampling");
-    SamplingDefaults sampling{record.number("cfg"), record.number("top_p"),
-                              int32_t(record.integer("top_k", 0, kMaxSize)), {}};
+    SamplingDefaults sampling{
+        record.number("cfg"), record.number("top_p"), int32_t(record.integer("top_k", 0, kMaxSize)), {}};
     if (const Json* entries = record.optional_field("mask_schedule")) {
         if (!entries->is_array()) record.fail("mask_schedule must be a list or null");
         for (const Json& entry : *entries) {
             if (!entry.is_array()) record.fail("mask_schedule must be a list of lists");
             std::vector<int32_t>& counts = sampling.mask_schedule.emplace_back();
-            for (const Json& n : entry) counts.push_back(int32_t(record.integer(n, "mask_schedule", 0, kMaxSize)));
+            for (const Json& n : entry)
+                counts.push_back(int32_t(record.integer(n, "mask_schedule", 0, kMaxSize)));
         }
-        check_schedule(sampling.mask_schedule, size_t(num_scales), HMAR_INVALID_BUNDLE, "sampling.mask_schedule");
+        check_schedule(sampling.mask_schedule, size_t(num_scales), HMAR_INVALID_BUNDLE,
+                       "sampling.mask_schedule");
     }
     record.finish();
     return sampling;
@@ -163,7 +166,8 @@ Manifest read_manifest(const Json& data) {
     const Json& version = record.field("format_version");
     if (version != kFormatVersion) {
         record.fail(text("format version ", Record::excerpt(version), ", this release reads version ",
-                         kFormatVersion, "; export the checkpoint again or use the release that made the bundle"));
+                         kFormatVersion,
+                         "; export the checkpoint again or use the release that made the bundle"));
     }
     Manifest manifest;
     manifest.family = record.string("family");

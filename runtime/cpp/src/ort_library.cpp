@@ -7,7 +7,7 @@
 namespace hmar::core {
 namespace {
 
-constexpr uint32_t kApiVersion = 17;  // ONNX Runtime 1.17
+constexpr uint32_t kApiVersion = 17;                               // ONNX Runtime 1.17
 constexpr const char* kOutOfMemory = "Failed to allocate memory";  // in messages of its arenas
 
 void* open_library(const std::string& path) {
@@ -35,8 +35,8 @@ OrtLibrary::OrtLibrary(const std::string& path) {
     version_ = get_base()->GetVersionString();
     api_ = get_base()->GetApi(kApiVersion);
     if (api_ == nullptr) {
-        throw Error(HMAR_BACKEND_UNAVAILABLE, text("ONNX Runtime ", version_, " is too old; 1.", kApiVersion,
-                                                   " or newer is needed"));
+        throw Error(HMAR_BACKEND_UNAVAILABLE,
+                    text("ONNX Runtime ", version_, " is too old; 1.", kApiVersion, " or newer is needed"));
     }
 }
 

@@ -26,7 +26,8 @@ class OrtLibrary {
     const std::string& version() const { return version_; }
     std::vector<std::string> providers() const;
 
-    // Takes the result of a call of the table; throws Error(status) where it failed. `what` opens the message.
+    // Takes the result of a call of the table; throws Error(status) where it failed. `what` opens the
+    // message.
     void check(OrtStatus* result, hmar_status status, const std::string& what) const;
 
   private:

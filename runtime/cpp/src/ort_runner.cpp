@@ -69,7 +69,8 @@ void OrtRunner::map_weights() {
 }
 
 Values OrtRunner::run(const GraphSpec& graph, const Values& feeds) {
-    if (uses_trunks_ && (graph.kind == "ns" || graph.kind == "mask")) return run_as_trunk(*this, graph, feeds);
+    if (uses_trunks_ && (graph.kind == "ns" || graph.kind == "mask"))
+        return run_as_trunk(*this, graph, feeds);
     return StepRunner::run(graph, feeds);
 }
 
@@ -117,7 +118,9 @@ OrtHandle<OrtSession> OrtRunner::make_session(const GraphSpec& graph) const {
 
 OrtHandle<OrtSessionOptions> OrtRunner::session_options() const {
     const OrtApi& api = library_.api();
-    const auto check = [&](OrtStatus* status) { library_.check(status, HMAR_BACKEND_FAILED, "session options"); };
+    const auto check = [&](OrtStatus* status) {
+        library_.check(status, HMAR_BACKEND_FAILED, "session options");
+    };
     auto options = made<OrtSessionOptions>(library_, api.ReleaseSessionOptions, "session options",
                                            api.CreateSessionOptions);
     check(api.SetSessionLogSeverityLevel(options.get(), kLogErrors));
@@ -161,15 +164,16 @@ Tensor OrtRunner::unwrap(OrtValue* value, const TensorSpec& spec, const std::str
     check(api.GetDimensions(info.get(), shape.data(), rank));
     check(api.GetTensorMutableData(value, &data));
     if (type != element_type(spec.dtype)) {
-        throw Error(HMAR_INVALID_BUNDLE,
-                    text(what, ": is not ", dtype_name(spec.dtype), ", as the manifest says; export it again"));
+        throw Error(HMAR_INVALID_BUNDLE, text(what, ": is not ", dtype_name(spec.dtype),
+                                              ", as the manifest says; export it again"));
     }
     return {spec.dtype, shape, std::shared_ptr<void>(owner, data)};
 }
 
 std::string OrtRunner::hint() const {
     if (manifest().precision != "bf16" || uses_cuda_) return "";
-    return " (ONNX Runtime's CPU provider lacks bfloat16 kernels: use a GPU, or export with --precision fp32)";
+    return " (ONNX Runtime's CPU provider lacks bfloat16 kernels: use a GPU, or export with --precision "
+           "fp32)";
 }
 
 }  // namespace hmar::core

@@ -14,10 +14,9 @@ std::array<uint32_t, 4> philox_4x32(std::array<uint32_t, 4> counter, std::array<
 }
 
 double uniform(uint64_t seed, uint64_t image_index, int scale_idx, int pass_idx, uint32_t position) {
-    const auto words = philox_4x32(
-        {position, uint32_t(kMaxPasses * scale_idx + pass_idx), uint32_t(image_index),
-         uint32_t(image_index >> 32)},
-        {uint32_t(seed), uint32_t(seed >> 32)});
+    const auto words = philox_4x32({position, uint32_t(kMaxPasses * scale_idx + pass_idx),
+                                    uint32_t(image_index), uint32_t(image_index >> 32)},
+                                   {uint32_t(seed), uint32_t(seed >> 32)});
     return double((words[0] | uint64_t{words[1]} << 32) >> 11) * 0x1p-53;
 }
 

@@ -9,7 +9,8 @@ namespace {
 [[noreturn]] void reject(const std::string& message) { throw Error(HMAR_INVALID_ARGUMENT, message); }
 
 void check_setting(double value, double most, const char* name, const char* wanted) {
-    if (!(value >= 0 && value <= most) || std::isinf(value)) reject(text(name, " must be ", wanted, ", got ", value));
+    if (!(value >= 0 && value <= most) || std::isinf(value))
+        reject(text(name, " must be ", wanted, ", got ", value));
 }
 
 Schedule read_schedule(const hmar_request& request, const ModelSpec& model) {
@@ -19,7 +20,8 @@ Schedule read_schedule(const hmar_request& request, const ModelSpec& model) {
     for (size_t k = 0; k < request.schedule_scales; ++k) {
         const int32_t length = request.schedule_lengths[k];
         if (length < 0 || (length > 0 && counts == nullptr)) {
-            reject(text("schedule_lengths[", k, "] is ", length, "; expected lengths >= 0, and schedule_counts"));
+            reject(text("schedule_lengths[", k, "] is ", length,
+                        "; expected lengths >= 0, and schedule_counts"));
         }
         schedule.emplace_back(counts, counts + length);
         counts += length;
@@ -50,31 +52,34 @@ std::vector<int32_t> read_labels(const hmar_request& request, const ModelSpec& m
     return labels;
 }
 
-std::unique_ptr<Draws> read_draws(const hmar_request& request, const Schedule& schedule, const ModelSpec& model) {
+std::unique_ptr<Draws> read_draws(const hmar_request& request, const Schedule& schedule,
+                                  const ModelSpec& model) {
     switch (request.draws) {
         case HMAR_DRAWS_SEED: {
             std::vector<uint64_t> index(request.num_images);
             std::iota(index.begin(), index.end(), uint64_t{0});
-            if (request.image_index != nullptr) index.assign(request.image_index, request.image_index + index.size());
+            if (request.image_index != nullptr)
+                index.assign(request.image_index, request.image_index + index.size());
             return std::make_unique<SeededDraws>(request.seed, std::move(index));
         }
         case HMAR_DRAWS_UNIFORMS:
-            return std::make_unique<GivenDraws>(request.uniforms, request.num_uniforms, model.patch_nums, schedule,
-                                                request.num_images);
+            return std::make_unique<GivenDraws>(request.uniforms, request.num_uniforms, model.patch_nums,
+                                                schedule, request.num_images);
         case HMAR_DRAWS_ARGMAX:
             return std::make_unique<ArgmaxDraws>();
     }
-    reject(text("draws is ", int(request.draws), ", expected an hmar_draws"));
+    reject(text("draws is ", request.draws, ", expected an hmar_draws"));
 }
 
 void call_back(const hmar_request& request, const ScaleEvent& event, size_t image_size) {
     const PreviewedEvent inner{event, event.images.count * image_size};
-    const hmar_scale_event outer{event.scale_idx,    event.pn,     event.num_scales, event.images.first,
-                                 event.images.count, event.tokens, &inner};
+    const hmar_scale_event outer{
+        event.scale_idx, event.pn, event.num_scales, event.images.first, event.images.count,
+        event.tokens,    &inner};
     if (request.on_scale(&outer, request.user_data) != 0) {
-        throw Error(HMAR_STOPPED, text("the callback ended the generation after scale ", event.scale_idx,
-                                       " of images ", event.images.first, " to ",
-                                       event.images.first + event.images.count - 1));
+        throw Error(HMAR_STOPPED,
+                    text("the callback ended the generation after scale ", event.scale_idx, " of images ",
+                         event.images.first, " to ", event.images.first + event.images.count - 1));
     }
 }
 
@@ -116,7 +121,8 @@ void check_size(size_t struct_size, size_t expected, const char* name) {
 }
 
 void check_array(const void* array, size_t size, size_t expected, const char* name) {
-    if (array != nullptr && size != expected) reject(text(name, ": expected room for ", expected, " values, got ", size));
+    if (array != nullptr && size != expected)
+        reject(text(name, ": expected room for ", expected, " values, got ", size));
 }
 
 Settings read_settings(const hmar_request& request, const ModelSpec& model) {
@@ -129,10 +135,14 @@ Settings read_settings(const hmar_request& request, const ModelSpec& model) {
         reject(text("top_k must be in 0..", model.vocab_size, " (0 = off), got ", request.top_k));
     }
     if (request.context != HMAR_CONTEXT_SCALE && request.context != HMAR_CONTEXT_PREFIX) {
-        reject(text("context is ", int(request.context), ", expected an hmar_context"));
+        reject(text("context is ", request.context, ", expected an hmar_context"));
     }
-    return {request.cfg, request.top_p, request.skip_guidance_below,
-            request.top_k, request.context == HMAR_CONTEXT_PREFIX, read_schedule(request, model)};
+    return {request.cfg,
+            request.top_p,
+            request.skip_guidance_below,
+            request.top_k,
+            request.context == HMAR_CONTEXT_PREFIX,
+            read_schedule(request, model)};
 }
 
 Request read_request(const hmar_request& request, const ModelSpec& model) {

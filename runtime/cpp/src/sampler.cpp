@@ -69,9 +69,10 @@ Choice Sampler::choose(std::optional<double> u) {
     const auto is_usable = [](float x) { return x < std::numeric_limits<float>::infinity(); };
     const float max_logit = *std::max_element(logits_V_.begin(), logits_V_.end());
     if (!std::all_of(logits_V_.begin(), logits_V_.end(), is_usable) || !std::isfinite(max_logit)) {
-        throw Error(HMAR_BACKEND_FAILED,
-                    "logits are infinite or not numbers; the weights are damaged, or the precision overflows: "
-                    "check the bundle's files, or export with another --precision");
+        throw Error(
+            HMAR_BACKEND_FAILED,
+            "logits are infinite or not numbers; the weights are damaged, or the precision overflows: "
+            "check the bundle's files, or export with another --precision");
     }
     keep_top_k();
     if (top_p_ > 0) keep_nucleus();

@@ -19,7 +19,8 @@ std::vector<size_t> masked_counts(const std::vector<int32_t>& entry, size_t num_
     return counts;
 }
 
-void check_schedule(const Schedule& schedule, size_t num_scales, hmar_status status, const std::string& name) {
+void check_schedule(const Schedule& schedule, size_t num_scales, hmar_status status,
+                    const std::string& name) {
     if (schedule.size() < num_scales) {
         throw Error(status, text(name, " has ", schedule.size(), " entries, the model has ", num_scales,
                                  " scales; give one list of token counts per scale"));

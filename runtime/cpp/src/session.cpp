@@ -48,13 +48,15 @@ void Session::encode(const uint8_t* pixels, size_t num_images, int32_t* tokens) 
         }
         const Tensor encoded = runner_->run_for("tokens", graph, {{"image", image}});
         const Shape shape = {int64_t(part.count), num_tokens};
-        tokens = std::copy_n(encoded.values<int32_t>(shape, "output tokens of encode"), num_items(shape), tokens);
+        tokens =
+            std::copy_n(encoded.values<int32_t>(shape, "output tokens of encode"), num_items(shape), tokens);
     }
 }
 
 std::vector<Part> Session::parts(size_t num_images) const {
     std::vector<Part> parts;
-    for (size_t i = 0; i < num_images; i += max_batch_) parts.push_back({i, std::min(max_batch_, num_images - i)});
+    for (size_t i = 0; i < num_images; i += max_batch_)
+        parts.push_back({i, std::min(max_batch_, num_images - i)});
     return parts;
 }
 

@@ -26,7 +26,8 @@ Tensor StepRunner::run_for(const std::string& output, const GraphSpec& graph, co
 Tensor StepRunner::output(const std::string& name, const GraphSpec& graph, const Values& values) {
     const auto found = values.find(name);
     if (found != values.end()) return found->second;
-    throw Error(HMAR_INVALID_BUNDLE, text("graph ", graph.name, " has no output ", name, "; export the bundle again"));
+    throw Error(HMAR_INVALID_BUNDLE,
+                text("graph ", graph.name, " has no output ", name, "; export the bundle again"));
 }
 
 }  // namespace hmar::core

@@ -16,7 +16,9 @@ Values run_as_trunk(StepRunner& runner, const GraphSpec& graph, const Values& fe
     Values values = feeds;
     values["positions"] = positions;
     values["cu_seqlens"] = cu_seqlens;
-    const GraphSpec& embed = manifest.graph(is_mask ? "embed_mask" : scale_idx == 0 ? "embed_first" : "embed_ns");
+    const GraphSpec& embed = manifest.graph(is_mask          ? "embed_mask"
+                                            : scale_idx == 0 ? "embed_first"
+                                                             : "embed_ns");
     values["x"] = runner.run_for("x", embed, values);
     return runner.run(manifest.graph(is_mask ? "mask_trunk" : "ns_trunk"), values);
 }

@@ -6,12 +6,12 @@
 
 inline int failed_checks = 0;
 
-#define CHECK(condition)                                                       \
-    do {                                                                       \
-        if (!(condition)) {                                                    \
+#define CHECK(condition)                                                         \
+    do {                                                                         \
+        if (!(condition)) {                                                      \
             std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            ++failed_checks;                                                   \
-        }                                                                      \
+            ++failed_checks;                                                     \
+        }                                                                        \
     } while (false)
 
 // A value where `expression` throws an Exception whose message holds `part`.

@@ -2,8 +2,8 @@
 //
 //   choose VOCAB_SIZE TOP_K TOP_P < records > choices
 //
-// A record is VOCAB_SIZE float32 logits and a float64 uniform number; a choice is an int32 token and the float32
-// confidence.
+// A record is VOCAB_SIZE float32 logits and a float64 uniform number; a choice is an int32 token and the
+// float32 confidence.
 #include <cstdio>
 #include <cstdlib>
 

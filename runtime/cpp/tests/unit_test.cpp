@@ -51,10 +51,12 @@ void test_schedule() {
     CHECK(masked_counts({16}, 16).empty());
     CHECK(masked_counts({}, 16).empty());
     CHECK(masked_counts({1, 3}, 1).empty());
-    CHECK_THROWS(check_schedule({{1}}, 2, HMAR_INVALID_ARGUMENT, "schedule"), Error, "has 1 entries, the model has 2");
+    CHECK_THROWS(check_schedule({{1}}, 2, HMAR_INVALID_ARGUMENT, "schedule"), Error,
+                 "has 1 entries, the model has 2");
     CHECK_THROWS(check_schedule({{1}, {1, -3}}, 2, HMAR_INVALID_ARGUMENT, "schedule"), Error, "schedule[1]");
     const Schedule long_entry = {{}, std::vector<int32_t>(257, 1)};
-    CHECK_THROWS(check_schedule(long_entry, 2, HMAR_INVALID_ARGUMENT, "schedule"), Error, "256 masked passes");
+    CHECK_THROWS(check_schedule(long_entry, 2, HMAR_INVALID_ARGUMENT, "schedule"), Error,
+                 "256 masked passes");
 }
 
 void test_given_draws() {
@@ -96,7 +98,8 @@ void test_sampler() {
 }
 
 void test_pixels() {
-    const float image[] = {0, -1, 0.5f, 2, 1, std::nanf(""), 1.5f / 255, 2.5f / 255, 0, 0, 0, 0};  // (1, 3, 2, 2)
+    const float image[] = {0,          -1,         0.5f, 2, 1, std::nanf(""),
+                           1.5f / 255, 2.5f / 255, 0,    0, 0, 0};  // (1, 3, 2, 2)
     uint8_t pixels[12];
     to_uint8(image, 1, 2, pixels);
     const uint8_t expected[] = {0, 255, 0, 0, 0, 0, 128, 2, 0, 255, 2, 0};
@@ -105,7 +108,8 @@ void test_pixels() {
 
 void test_handles() {
     Handles<hmar_bundle, int> numbers("number");
-    const hmar_bundle first = numbers.add(std::make_shared<int>(1)), second = numbers.add(std::make_shared<int>(2));
+    const hmar_bundle first = numbers.add(std::make_shared<int>(1)),
+                      second = numbers.add(std::make_shared<int>(2));
     const auto kept = numbers.find(first);
     numbers.remove(first);
     CHECK(*kept == 1 && *numbers.find(second) == 2);
@@ -162,7 +166,8 @@ void test_manifest() {
         {"\"offset\": 0", "\"offset\": -1", "offset must be"},
         {"\"sources\": []", "\"sources\": {}", "sources must be a list"},
     };
-    for (const auto& [change, to, message] : cases) CHECK_THROWS(parse_manifest(manifest(change, to), "m"), Error, message);
+    for (const auto& [change, to, message] : cases)
+        CHECK_THROWS(parse_manifest(manifest(change, to), "m"), Error, message);
     CHECK(parse_class_names("[\"cat\", \"dog\"]", "c", 2)[1] == "dog");
     CHECK_THROWS(parse_class_names("[\"cat\", \"cat\"]", "c", 2), Error, "expected 2 different names");
     CHECK_THROWS(parse_class_names("[1, 2]", "c", 2), Error, "expected a JSON list");

@@ -1,0 +1,115 @@
+// hmar-generate: images of a bundle as one PNG. `hmar-generate --help` says how.
+#include <png.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+#include "hmar_runtime.hpp"
+#include "options.h"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+int32_t parse_label(const std::string& text, const hmar::Bundle& bundle) {
+    if (text == "-1") return HMAR_NO_CLASS;
+    const int32_t num_classes = bundle.info().num_classes;
+    if (!text.empty() && text.size() < 10 && text.find_first_not_of("0123456789") == std::string::npos) {
+        return int32_t(std::stol(text));
+    }
+    for (int32_t label = 0; label < num_classes; ++label) {
+        if (!text.empty() && bundle.class_name(label) == text) return label;
+    }
+    throw std::invalid_argument("label '" + text + "' is neither a number nor the name of a class");
+}
+
+std::vector<int32_t> parse_labels(const std::string& text, const hmar::Bundle& bundle) {
+    std::vector<int32_t> labels;
+    std::istringstream parts(text);
+    for (std::string part; std::getline(parts, part, ',');) labels.push_back(parse_label(part, bundle));
+    return labels;
+}
+
+int32_t parse_backend(const std::string& name) {
+    if (name == "auto") return HMAR_BACKEND_AUTO;
+    if (name == "ort-cpu") return HMAR_BACKEND_ORT_CPU;
+    if (name == "ort-cuda") return HMAR_BACKEND_ORT_CUDA;
+    throw std::invalid_argument("--backend must be auto, ort-cpu or ort-cuda, got '" + name + "'");
+}
+
+void write_png(const hmar::Images& images, size_t count, size_t columns, const std::string& path) {
+    const auto side = size_t(images.side_px), row_bytes = side * 3;
+    const size_t rows = (count + columns - 1) / columns, width = columns * row_bytes;
+    std::vector<uint8_t> grid(rows * side * width, 255);
+    for (size_t i = 0; i < count; ++i) {
+        for (size_t y = 0; y < side; ++y) {
+            const size_t to = (i / columns * side + y) * width + i % columns * row_bytes;
+            std::memcpy(&grid[to], &images.pixels[(i * side + y) * row_bytes], row_bytes);
+        }
+    }
+    png_image image{};
+    image.version = PNG_IMAGE_VERSION;
+    image.width = png_uint_32(columns * side), image.height = png_uint_32(rows * side);
+    image.format = PNG_FORMAT_RGB;
+    if (!png_image_write_to_file(&image, path.c_str(), 0, grid.data(), 0, nullptr)) {
+        throw std::runtime_error(path + ": " + image.message);
+    }
+}
+
+void write_tokens(const std::vector<int32_t>& tokens, const std::string& path) {
+    std::ofstream file(path, std::ios::binary);
+    file.write(reinterpret_cast<const char*>(tokens.data()),
+               std::streamsize(tokens.size() * sizeof(int32_t)));
+    if (!file.flush()) throw std::runtime_error(path + ": cannot be written");
+}
+
+void generate(const Options& options) {
+    const auto start = Clock::now();
+    const hmar::Bundle bundle(options.bundle,
+                              options.check_weights ? HMAR_CHECK_ALL : HMAR_CHECK_ALL_BUT_WEIGHTS);
+    hmar_session_options backend{};
+    backend.backend = parse_backend(options.backend);
+    backend.library = options.library.empty() ? nullptr : options.library.c_str();
+    backend.threads = options.threads, backend.max_batch = options.max_batch;
+    const hmar::Session session(bundle, backend);
+    const double opened_s = seconds_since(start);
+
+    hmar::Request request(bundle, parse_labels(options.labels, bundle));
+    const size_t count = request.labels.size();
+    request.seed = options.seed;
+    for (size_t i = 0; i < count; ++i) request.image_index.push_back(options.first_index + i);
+    request.cfg = options.cfg.value_or(request.cfg);
+    request.top_k = options.top_k.value_or(request.top_k);
+    request.top_p = options.top_p.value_or(request.top_p);
+    if (options.schedule == "none") request.mask_schedule.clear();
+    const auto generating = Clock::now();
+    const hmar::Images images = session.generate(request);
+    const double generated_s = seconds_since(generating);
+
+    const auto square = size_t(std::ceil(std::sqrt(double(count))));
+    write_png(images, count, options.columns > 0 ? size_t(options.columns) : square, options.out);
+    if (!options.tokens.empty()) write_tokens(images.tokens, options.tokens);
+    std::printf("%s: %zu images of %d px, opened in %.2f s, generated in %.2f s on %s\n", options.out.c_str(),
+                count, images.side_px, opened_s, generated_s, session.backend().c_str());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    try {
+        generate(parse_options(argc, argv));
+        return 0;
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "error: %s\n", error.what());
+        return 1;
+    }
+}
