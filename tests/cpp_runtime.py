@@ -5,7 +5,15 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import c_char_p, c_double, c_float, c_int, c_int32, c_size_t, c_uint8, c_uint64, c_void_p
+from ctypes import (
+    c_char_p,
+    c_double,
+    c_int,
+    c_int32,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+)
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +25,7 @@ from runtime.draws import ArgmaxDraws, Draws, RecordedDraws
 
 BACKENDS = {"auto": 0, "ort-cpu": 1, "ort-cuda": 2}
 SEED, UNIFORMS, ARGMAX = 0, 1, 2
-OK, STOPPED = 0, 9
+OK = 0
 
 
 class BundleInfo(ctypes.Structure):

@@ -84,6 +84,7 @@ GraphSpec read_graph(const Json& data, const std::string& name, int num_scales) 
     if (const Json* scale = record.optional_field("scale_idx")) {
         spec.scale_idx = int(record.integer(*scale, "scale_idx", 0, num_scales - 1));
     }
+    if (record.optional_field("step_idx") != nullptr) record.fail("step_idx belongs to the family himar");
     spec.inputs = read_tensors(record, "inputs");
     spec.outputs = read_tensors(record, "outputs");
     record.finish();

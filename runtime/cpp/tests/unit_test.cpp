@@ -124,7 +124,7 @@ std::string manifest(const std::string& change = "", const std::string& to = "")
 "attn_l2_norm": true, "has_mask_branch": true, "image_side_px": 32},
 "sampling": {"cfg": 1.5, "top_k": 9, "top_p": 0.96, "mask_schedule": [[1], [1, 3]]},
 "graphs": {"decode": {"file": "graphs/decode.onnx", "sha256": "00", "nbytes": 5, "kind": "decode",
-"scale_idx": null, "inputs": [{"name": "f_hat", "dtype": "float32", "shape": ["B", 8, 2, 2]}],
+"scale_idx": null, "step_idx": null, "inputs": [{"name": "f_hat", "dtype": "float32", "shape": ["B", 8, 2, 2]}],
 "outputs": [{"name": "image", "dtype": "float32", "shape": ["B", 3, 32, 32]}]}},
 "weights": {"file": "graphs/weights.bin", "sha256": "00", "nbytes": 64},
 "tensors": {"w": {"dtype": "float16", "shape": [4, 8], "offset": 0}},
