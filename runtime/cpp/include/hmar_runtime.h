@@ -189,6 +189,12 @@ typedef struct hmar_request {
     const double* uniforms;
     size_t num_uniforms; /**< as ::hmar_request_num_uniforms says */
 
+    /** For editing: tokens that stay in every pass, (num_images, num_tokens) as from ::hmar_encode; masked
+     * passes predict the others alone. NULL = none. Where `keep` is 0, the token is not looked at. */
+    const int32_t* known_tokens;
+    const uint8_t* keep; /**< the same shape; not 0 = keep this token */
+    size_t num_known;    /**< elements of each */
+
     hmar_on_scale on_scale; /**< NULL = none */
     void* user_data;        /**< for on_scale */
     hmar_cancel cancel;     /**< looked at before every pass of the transformer; zero = none */

@@ -121,6 +121,8 @@ struct Request {
     uint64_t seed = 0;
     std::vector<uint64_t> image_index; /**< empty = 0, 1, 2, .. */
     std::vector<double> uniforms;
+    std::vector<int32_t> known_tokens; /**< empty = none */
+    std::vector<uint8_t> keep;         /**< as long as known_tokens */
     /** Called after every scale; false ends the generation, and so does an exception, which comes out. */
     std::function<bool(const hmar_scale_event&)> on_scale;
     const Cancel* cancel = nullptr;
@@ -183,6 +185,13 @@ class Session {
                 throw Error(HMAR_INVALID_ARGUMENT, "image_index must have one entry per label");
             }
             plain.image_index = request.image_index.data();
+        }
+        if (request.keep.size() != request.known_tokens.size()) {
+            throw Error(HMAR_INVALID_ARGUMENT, "keep must have one entry per known token");
+        }
+        if (!request.keep.empty()) {
+            plain.known_tokens = request.known_tokens.data(), plain.keep = request.keep.data();
+            plain.num_known = request.keep.size();
         }
         plain.uniforms = request.uniforms.data(), plain.num_uniforms = request.uniforms.size();
         if (request.on_scale) plain.on_scale = &Callback::call, plain.user_data = &callback;

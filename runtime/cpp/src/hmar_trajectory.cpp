@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 namespace hmar::core {
 namespace {
@@ -53,18 +52,14 @@ void to_uint8(const float* image_B3HW, size_t batch, size_t side, uint8_t* pixel
     }
 }
 
-HmarTrajectory::HmarTrajectory(StepRunner& runner, const std::vector<int32_t>& labels,
-                               const Settings& settings, const Draws& draws, const Control& control,
-                               Part part)
+HmarTrajectory::HmarTrajectory(StepRunner& runner, const Request& request, Part part)
     : runner_(runner),
       model_(runner.manifest().model),
-      labels_(labels),
-      settings_(settings),
-      draws_(draws),
-      control_(control),
+      request_(request),
+      settings_(request.settings),
       part_(part),
       batch_(int64_t(part.count)),
-      sampler_(size_t(model_.vocab_size), settings.top_k, settings.top_p) {}
+      sampler_(size_t(model_.vocab_size), settings_.top_k, settings_.top_p) {}
 
 Tensor HmarTrajectory::run() {
     const int64_t P = model_.patch_nums.back();
@@ -83,65 +78,103 @@ Tensor HmarTrajectory::run() {
             maps_.back().values<float>(map_shape(k + 1), "output map of " + quant.name);
         }
         tokens_.push_back(tokens);
-        if (control_.on_scale) {
+        if (request_.control.on_scale) {
             const auto preview = [&](uint8_t* pixels) {
                 const auto* image = static_cast<const float*>(decode(runner_, f_hat).data.get());
                 to_uint8(image, part_.count, size_t(model_.image_side_px), pixels);
             };
             const auto* values = static_cast<const int32_t*>(tokens.data.get());
-            control_.on_scale({k, pn, S, part_, values, preview});
+            request_.control.on_scale({k, pn, S, part_, values, preview});
         }
     }
-    control_.check(part_);
+    request_.control.check(part_);
     return f_hat;
 }
 
-// Final tokens (B, pn * pn) of one scale: the next-scale pass, then its masked passes.
+// Final tokens (B, pn * pn) of one scale: the next-scale pass, then its masked passes. Masked passes predict
+// tokens that are not known; where some are, the same share of the others as of all where none is, rounded
+// up.
 Tensor HmarTrajectory::predict(int k) {
     const size_t length = model_.length(k);
     const Shape shape = {batch_, int64_t(length)};
     const Tensor tokens = make_tensor<int32_t>(shape);
     auto* tokens_Bl = tokens.values<int32_t>(shape, "tokens");
+    keep_known(k, tokens_Bl);
+    std::vector<std::vector<int32_t>> open = open_positions(k);
+    if (std::all_of(open.begin(), open.end(), [](const auto& row) { return row.empty(); })) return tokens;
+
+    std::vector<size_t> num_open;
+    const Tensor is_open = make_tensor<bool>(shape);
+    auto* is_open_Bl = is_open.values<bool>(shape, "token_mask");
+    const auto mark_open = [&] {
+        std::fill_n(is_open_Bl, part_.count * length, false);
+        for (size_t b = 0; b < part_.count; ++b) {
+            for (const int32_t i : open[b]) is_open_Bl[b * length + size_t(i)] = true;
+        }
+    };
+    for (const auto& row : open) num_open.push_back(row.size());
+    mark_open();
     std::vector<float> confidences_Bl(part_.count * length);
     double t = guidance(settings_.cfg, k, model_.num_scales());
-    draw(k, 0, next_scale_logits(k, halves(t)), t, nullptr, tokens_Bl, confidences_Bl.data());
+    draw(k, 0, next_scale_logits(k, halves(t)), t, is_open_Bl, tokens_Bl, confidences_Bl.data());
     if (settings_.schedule.empty()) return tokens;
 
     t = masked_guidance(settings_.cfg);
-    std::vector<int32_t> all(length);
-    std::iota(all.begin(), all.end(), 0);
-    std::vector<std::vector<int32_t>> idx_to_mask(part_.count, all);
     int pass = 0;
     for (const size_t count : masked_counts(settings_.schedule[size_t(k)], length)) {
-        const Tensor token_mask = make_tensor<bool>(shape);
-        auto* mask_Bl = token_mask.values<bool>(shape, "token_mask");
         for (size_t b = 0; b < part_.count; ++b) {
-            idx_to_mask[b] = least_confident(&confidences_Bl[b * length], idx_to_mask[b], count);
-            for (const int32_t i : idx_to_mask[b]) mask_Bl[b * length + size_t(i)] = true;
+            const size_t share = (count * num_open[b] + length - 1) / length;
+            open[b] = least_confident(&confidences_Bl[b * length], open[b], share);
         }
-        const Tensor logits = mask_logits(k, tokens, token_mask, halves(t));
-        draw(k, ++pass, logits, t, mask_Bl, tokens_Bl, confidences_Bl.data());
+        mark_open();
+        const Tensor logits = mask_logits(k, tokens, is_open, halves(t));
+        draw(k, ++pass, logits, t, is_open_Bl, tokens_Bl, confidences_Bl.data());
     }
     return tokens;
 }
 
-// Draws the tokens of one pass; with a mask only those in it, since the others are not taken over.
-void HmarTrajectory::draw(int k, int pass, const Tensor& logits, double t, const bool* token_mask,
-                          int32_t* tokens, float* confidences) {
+// Positions of one scale that the generation chooses, for every image.
+std::vector<std::vector<int32_t>> HmarTrajectory::open_positions(int k) const {
+    std::vector<std::vector<int32_t>> open(part_.count);
+    const uint8_t* keep = request_.known.keep;
+    for (size_t b = 0; b < part_.count; ++b) {
+        const size_t first = (part_.first + b) * model_.num_tokens() + model_.first(k);
+        for (size_t i = 0; i < model_.length(k); ++i) {
+            if (keep == nullptr || keep[first + i] == 0) open[b].push_back(int32_t(i));
+        }
+    }
+    return open;
+}
+
+// Puts the known tokens of one scale in their places.
+void HmarTrajectory::keep_known(int k, int32_t* tokens_Bl) const {
+    const KnownTokens& known = request_.known;
+    if (known.keep == nullptr) return;
+    for (size_t b = 0; b < part_.count; ++b) {
+        const size_t first = (part_.first + b) * model_.num_tokens() + model_.first(k);
+        for (size_t i = 0; i < model_.length(k); ++i, ++tokens_Bl) {
+            if (known.keep[first + i] != 0) *tokens_Bl = known.tokens[first + i];
+        }
+    }
+}
+
+// Draws the open tokens of one pass; what it would draw for the others is not taken over.
+void HmarTrajectory::draw(int k, int pass, const Tensor& logits, double t, const bool* is_open_Bl,
+                          int32_t* tokens_Bl, float* confidences_Bl) {
     const size_t length = model_.length(k), V = size_t(model_.vocab_size);
     const auto* cond_BlV = static_cast<const float*>(logits.data.get());
     const float* uncond_BlV = halves(t) == 2 ? cond_BlV + part_.count * length * V : nullptr;
     for (size_t place = 0; place < part_.count * length; ++place) {
-        if (token_mask != nullptr && !token_mask[place]) continue;
+        if (!is_open_Bl[place]) continue;
         if (uncond_BlV == nullptr) {
             sampler_.load(cond_BlV + place * V);
         } else {
             sampler_.load_guided(cond_BlV + place * V, uncond_BlV + place * V, t);
         }
-        const auto u = draws_.at(part_.first + place / length, k, pass, place % length);
+        const auto u = request_.draws->at(part_.first + place / length, k, pass, place % length);
         const Choice choice = sampler_.choose(u);
-        tokens[place] = choice.token;
-        confidences[place] = choice.confidence;
+        tokens_Bl[place] = choice.token;
+        confidences_Bl[place] = choice.confidence;
     }
 }
 
@@ -195,13 +228,13 @@ Tensor HmarTrajectory::mask_logits(int k, const Tensor& tokens, const Tensor& to
 
 // Output of a transformer pass, (halves * B, length, V) float32.
 Tensor HmarTrajectory::logits(const GraphSpec& graph, Values feeds, int halves, int64_t length) {
-    control_.check(part_);
+    request_.control.check(part_);
     std::optional<Values>& conditions = conditions_[halves - 1];
     if (!conditions) {
         const Tensor labels = make_tensor<int32_t>({halves * batch_});
         auto* rows = labels.values<int32_t>(labels.shape, "label");
-        std::fill(std::copy(labels_.begin(), labels_.end(), rows), rows + halves * batch_,
-                  model_.num_classes);
+        std::copy_n(request_.labels.begin() + ptrdiff_t(part_.first), part_.count, rows);
+        std::fill(rows + batch_, rows + halves * batch_, model_.num_classes);
         conditions = runner_.run(runner_.manifest().graph("cond"), {{"label", labels}});
     }
     feeds.insert(conditions->begin(), conditions->end());

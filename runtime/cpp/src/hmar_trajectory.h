@@ -24,6 +24,12 @@ struct Part {
     size_t first, count;
 };
 
+// Tokens from outside, that stay in every pass; (num_images, num_tokens). Null = none.
+struct KnownTokens {
+    const int32_t* tokens = nullptr;
+    const uint8_t* keep = nullptr;  // not 0 = keep this one
+};
+
 struct ScaleEvent {
     int scale_idx, pn, num_scales;
     Part images;
@@ -40,18 +46,24 @@ struct Control {
     void check(Part images) const;
 };
 
+struct Request {
+    std::vector<int32_t> labels;  // 0 .. num_classes - 1, or num_classes = no class
+    Settings settings;
+    std::unique_ptr<Draws> draws;
+    KnownTokens known;
+    Control control;
+};
+
 // Images (B, 3, H, W) float32 in [0, 1].
 Tensor decode(StepRunner& runner, const Tensor& f_hat);
 
 // Images in [0, 1] as (B, H, W, 3) uint8.
 void to_uint8(const float* image_B3HW, size_t batch, size_t side, uint8_t* pixels_BHW3);
 
-// One generation of a batch.
+// One generation of a part of a request, which is kept as a reference.
 class HmarTrajectory {
   public:
-    // `labels` has one class per image of the part, num_classes = no class. References are kept.
-    HmarTrajectory(StepRunner& runner, const std::vector<int32_t>& labels, const Settings& settings,
-                   const Draws& draws, const Control& control, Part part);
+    HmarTrajectory(StepRunner& runner, const Request& request, Part part);
 
     // The reconstruction f_hat, (B, Cvae, P, P). Throws Error.
     Tensor run();
@@ -61,8 +73,10 @@ class HmarTrajectory {
 
   private:
     Tensor predict(int k);
-    void draw(int k, int pass, const Tensor& logits, double t, const bool* token_mask, int32_t* tokens,
-              float* confidences);
+    std::vector<std::vector<int32_t>> open_positions(int k) const;
+    void keep_known(int k, int32_t* tokens_Bl) const;
+    void draw(int k, int pass, const Tensor& logits, double t, const bool* is_open_Bl, int32_t* tokens_Bl,
+              float* confidences_Bl);
     Tensor next_scale_logits(int k, int halves);
     Tensor prefix_logits(int k, int halves);
     Tensor mask_logits(int k, const Tensor& tokens, const Tensor& token_mask, int halves);
@@ -72,10 +86,8 @@ class HmarTrajectory {
 
     StepRunner& runner_;
     const ModelSpec& model_;
-    const std::vector<int32_t>& labels_;
+    const Request& request_;
     const Settings& settings_;
-    const Draws& draws_;
-    const Control& control_;
     const Part part_;
     const int64_t batch_;
     Sampler sampler_;

@@ -71,6 +71,22 @@ std::unique_ptr<Draws> read_draws(const hmar_request& request, const Schedule& s
     reject(text("draws is ", request.draws, ", expected an hmar_draws"));
 }
 
+KnownTokens read_known(const hmar_request& request, const ModelSpec& model) {
+    if (request.known_tokens == nullptr && request.keep == nullptr) return {};
+    const size_t expected = request.num_images * model.num_tokens();
+    if (request.known_tokens == nullptr || request.keep == nullptr || request.num_known != expected) {
+        reject(text("known_tokens and keep: expected both, with ", expected, " entries each, got ",
+                    request.num_known));
+    }
+    for (size_t i = 0; i < expected; ++i) {
+        const int32_t token = request.known_tokens[i];
+        if (request.keep[i] != 0 && (token < 0 || token >= model.vocab_size)) {
+            reject(text("known_tokens[", i, "] is ", token, ", expected 0..", model.vocab_size - 1));
+        }
+    }
+    return {request.known_tokens, request.keep};
+}
+
 void call_back(const hmar_request& request, const ScaleEvent& event, size_t image_size) {
     const PreviewedEvent inner{event, event.images.count * image_size};
     const hmar_scale_event outer{
@@ -150,6 +166,7 @@ Request read_request(const hmar_request& request, const ModelSpec& model) {
     checked.settings = read_settings(request, model);
     checked.labels = read_labels(request, model);
     checked.draws = read_draws(request, checked.settings.schedule, model);
+    checked.known = read_known(request, model);
     if (request.on_scale != nullptr) {
         checked.control.on_scale = [&request, size = image_size(model)](const ScaleEvent& event) {
             call_back(request, event, size);

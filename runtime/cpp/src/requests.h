@@ -34,7 +34,8 @@ void check_array(const void* array, size_t size, size_t expected, const char* na
 // The settings of a request for a model. Throws Error.
 Settings read_settings(const hmar_request& request, const ModelSpec& model);
 
-// All of a request but its cancel flag. Throws Error. Refers to the caller's uniforms and callback.
+// All of a request but its cancel flag. Throws Error. Refers to the caller's uniforms, known tokens and
+// callback.
 Request read_request(const hmar_request& request, const ModelSpec& model);
 
 Output read_output(const hmar_output& output, const ModelSpec& model, size_t num_images);

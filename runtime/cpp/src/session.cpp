@@ -13,9 +13,7 @@ void Session::generate(const Request& request, const Output& output) {
 
 void Session::generate_part(const Request& request, const Output& output, Part part) {
     const ModelSpec& model = manifest().model;
-    const auto first = request.labels.begin() + ptrdiff_t(part.first);
-    const std::vector<int32_t> labels(first, first + ptrdiff_t(part.count));
-    HmarTrajectory trajectory(*runner_, labels, request.settings, *request.draws, request.control, part);
+    HmarTrajectory trajectory(*runner_, request, part);
     const Tensor f_hat = trajectory.run();
     if (output.tokens != nullptr) {
         int32_t* to = output.tokens + part.first * model.num_tokens();

@@ -8,13 +8,6 @@
 
 namespace hmar::core {
 
-struct Request {
-    std::vector<int32_t> labels;  // 0 .. num_classes - 1, or num_classes = no class
-    Settings settings;
-    std::unique_ptr<Draws> draws;
-    Control control;
-};
-
 // Where results go; null = not wanted.
 struct Output {
     uint8_t* pixels;  // (num_images, side, side, 3)

@@ -206,6 +206,32 @@ void test_any_batch(const hmar::Bundle& bundle, const hmar::Session& session) {
     CHECK(session.encode(all.pixels).size() == all.tokens.size());
 }
 
+void test_known_tokens(const hmar::Bundle& bundle, const hmar::Session& session) {
+    hmar::Request request(bundle, {3, 8});
+    const std::vector<int32_t> free = session.generate(request).tokens;
+    request.known_tokens = free;
+    for (int32_t& token : request.known_tokens) token = (token + 1) % 64;
+    request.keep.assign(free.size(), 0);
+    CHECK(session.generate(request).tokens == free);
+    request.keep.assign(free.size(), 1);
+    request.mask_schedule.clear();
+    CHECK(session.generate(request).tokens == request.known_tokens);
+    request.mask_schedule = {{}, {1, 3}, {2, 3, 4}, {4, 4, 8}};
+    for (size_t i = 0; i < free.size(); i += 3) request.keep[i] = 0;
+    const std::vector<int32_t> edited = session.generate(request).tokens;
+    CHECK(edited == hmar::Session(bundle, options(1)).generate(request).tokens);
+    size_t kept = 0, changed = 0;
+    for (size_t i = 0; i < free.size(); ++i) {
+        (request.keep[i] != 0 ? kept : changed) +=
+            (edited[i] == request.known_tokens[i]) == (request.keep[i] != 0);
+    }
+    CHECK(kept == 40 && changed > 10);  // of 20, of which some may be drawn by chance
+    request.known_tokens[1] = 64;
+    CHECK_THROWS(session.generate(request), hmar::Error, "known_tokens[1] is 64");
+    request.known_tokens.pop_back(), request.keep.pop_back();
+    CHECK_THROWS(session.generate(request), hmar::Error, "expected both, with 60 entries each, got 59");
+}
+
 void test_callbacks_and_cancelling(const hmar::Bundle& bundle, const hmar::Session& session) {
     hmar::Request request(bundle, {1, 2, 3});
     std::vector<int> sides;
@@ -313,6 +339,7 @@ int main(int argc, char** argv) {
     test_misuse_of_arguments(bundle, session);
     test_bad_bundles_and_libraries(bundle);
     test_any_batch(bundle, session);
+    test_known_tokens(bundle, session);
     test_callbacks_and_cancelling(bundle, session);
     return checked();
 }
