@@ -2,7 +2,8 @@
 
 ONNX Runtime's and nlohmann/json's come from Debian's packages libonnxruntime-dev and
 nlohmann-json3-dev, downloaded with apt-get (from the suite trixie, whatever this system's own is)
-and unpacked without being installed.
+and unpacked without being installed. With them comes what the tests check a model repository with:
+Triton's schema of model configurations, out of the Python package tritonclient, likewise.
 
 example:
   python scripts/fetch_headers.py --out build/headers
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,6 +28,8 @@ from scripts.cli import parser, run
 SUITE = "trixie"
 FOLDERS = {"libonnxruntime-dev": "onnxruntime", "nlohmann-json3-dev": "nlohmann"}
 """Folders of /usr/include by package."""
+TRITON_CLIENT = "tritonclient==2.73.0"
+TRITON_SCHEMA = "tritonclient/grpc/model_config_pb2.py"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -93,10 +97,21 @@ def fetch(out: Path) -> list[Path]:
     return [out / name for name in FOLDERS.values()]
 
 
+def fetch_triton_schema(out: Path) -> Path:
+    """Unpacks the schema of Triton's model configurations; returns its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        output(
+            sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, TRITON_CLIENT
+        )
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            return Path(archive.extract(TRITON_SCHEMA, out))
+
+
 def main() -> None:
     args = parse_args()
-    for folder in fetch(args.out):
-        print(f"wrote {folder}")
+    for path in (*fetch(args.out), fetch_triton_schema(args.out)):
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ MAY_IMPORT = {
 LIBRARIES = {
     "hmar": {"torch", "numpy", "safetensors"},
     "plugins_trt": {"torch", "numpy", "triton"},
-    "runtime": {"numpy", "onnx", "onnxruntime", "cuda", "nvtx"},
+    "runtime": {"numpy", "onnx", "onnxruntime", "cuda", "nvtx", "triton_python_backend_utils"},
     "export": {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "ml_dtypes"},
 }
 
