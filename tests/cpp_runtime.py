@@ -31,9 +31,11 @@ OK = 0
 class BundleInfo(ctypes.Structure):
     _fields_ = (
         *((name, c_char_p) for name in ("family", "preset", "precision", "producer")),
-        *((name, c_int32) for name in ("num_classes", "vocab_size", "num_scales")),
+        *((name, c_int32) for name in ("num_classes", "image_side_px", "num_tokens")),
+        *((name, c_int32) for name in ("vocab_size", "num_scales")),
         ("patch_nums", ctypes.POINTER(c_int32)),
-        *((name, c_int32) for name in ("num_tokens", "image_side_px", "has_mask_branch")),
+        ("has_mask_branch", c_int32),
+        *((name, c_int32) for name in ("embed_dim", "token_channels", "pivot_side", "dense_side")),
     )
 
 

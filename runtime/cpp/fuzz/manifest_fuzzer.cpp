@@ -28,7 +28,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
             }
             if (("/" + spec.file + "/").find("/../") != std::string::npos) __builtin_trap();
         }
-        if (manifest.model.num_tokens() == 0 || manifest.model.num_scales() < 2) __builtin_trap();
+        if (manifest.family == "hmar" && manifest.hmar().num_scales() < 2) __builtin_trap();
+        if (manifest.family == "himar" && manifest.himar().num_dense() == 0) __builtin_trap();
     } catch (const Error&) {
     }
     try {

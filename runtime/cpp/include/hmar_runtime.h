@@ -72,17 +72,23 @@ typedef enum hmar_check {
 
 /** What a bundle is. Pointers belong to the bundle and live until it is closed. */
 typedef struct hmar_bundle_info {
-    const char* family;    /**< "hmar" */
+    const char* family;    /**< "hmar" or "himar" */
     const char* preset;    /**< such as "hmar-d16-256"; "" where the sizes have no name */
     const char* precision; /**< "fp32", "fp16" or "bf16" */
     const char* producer;  /**< what wrote the bundle */
-    int32_t num_classes;
-    int32_t vocab_size;
+    int32_t num_classes;   /**< 0 = images are conditioned by vectors */
+    int32_t image_side_px;
+    int32_t num_tokens; /**< of all scales of an image; of both grids */
+
+    int32_t vocab_size; /**< HMAR's, as what follows; 0 or NULL for Hi-MAR */
     int32_t num_scales;
     const int32_t* patch_nums; /**< side of every scale in tokens, coarse to fine; num_scales of them */
-    int32_t num_tokens;        /**< of all scales of an image */
-    int32_t image_side_px;
-    int32_t has_mask_branch; /**< 1 if masked passes are possible, else 0 */
+    int32_t has_mask_branch;   /**< 1 if masked passes are possible, else 0 */
+
+    int32_t embed_dim; /**< Hi-MAR's, as what follows; 0 for HMAR */
+    int32_t token_channels;
+    int32_t pivot_side; /**< sides of both grids in tokens */
+    int32_t dense_side;
 } hmar_bundle_info;
 
 /** Reads and checks the manifest of a bundle folder, and the files that `check`, an ::hmar_check, asks for.
@@ -90,6 +96,7 @@ typedef struct hmar_bundle_info {
 HMAR_API hmar_status hmar_bundle_open(const char* folder, int32_t check, hmar_bundle* bundle,
                                       hmar_error** error);
 
+/** What a bundle is. */
 HMAR_API hmar_status hmar_bundle_get_info(hmar_bundle bundle, hmar_bundle_info* info, hmar_error** error);
 
 /** Name of a class; "" where the bundle has no names. Lives until the bundle is closed. */
@@ -126,7 +133,7 @@ HMAR_API hmar_status hmar_session_backend(hmar_session session, const char** nam
 /** Closes a session and zeroes the caller's handle. */
 HMAR_API hmar_status hmar_session_close(hmar_session* session, hmar_error** error);
 
-/* --- generation -------------------------------------------------------------------------------------- */
+/* --- generation with HMAR ---------------------------------------------------------------------------- */
 
 #define HMAR_NO_CLASS (-1) /**< label of an unconditional image */
 
@@ -233,13 +240,108 @@ HMAR_API hmar_status hmar_scale_event_preview(const hmar_scale_event* event, uin
                                               size_t pixels_size, hmar_error** error);
 
 /**
- * Tokens of given pictures.
+ * Tokens of given pictures, with a bundle of HMAR.
  *
  * @param pixels (num_images, side, side, 3), with the model's side
  * @param tokens receives (num_images, num_tokens)
  */
 HMAR_API hmar_status hmar_encode(hmar_session session, const uint8_t* pixels, size_t pixels_size,
                                  int32_t* tokens, size_t tokens_size, hmar_error** error);
+
+/* --- generation with Hi-MAR ---------------------------------------------------------------------------- */
+
+typedef enum hmar_himar_phase {
+    HMAR_HIMAR_PIVOT = 0, /**< the tokens of the low resolution */
+    HMAR_HIMAR_DENSE = 1
+} hmar_himar_phase;
+
+#define HMAR_HIMAR_SMALL_SIDE_PX 64 /**< side of low-resolution images */
+
+/** A step is done. Pointers are valid during the callback. */
+typedef struct hmar_himar_step_event {
+    int32_t phase; /**< an ::hmar_himar_phase */
+    int32_t step_idx;
+    int32_t num_steps;  /**< of the phase */
+    size_t first_image; /**< of the request; a split request comes in parts */
+    size_t num_images;
+    const float* tokens; /**< of the phase's grid so far, (num_images, side * side, token_channels) */
+    const void* preview; /**< for ::hmar_himar_step_event_preview */
+} hmar_himar_step_event;
+
+/** As ::hmar_on_scale, after every step of both phases. */
+typedef int (*hmar_himar_on_step)(const hmar_himar_step_event* event, void* user_data);
+
+/** Noise that a generation asks its caller for. */
+typedef struct hmar_himar_draw {
+    int32_t phase; /**< an ::hmar_himar_phase */
+    int32_t step_idx;
+    int32_t draw;       /**< 0 starts the diffusion of a step, j + 1 goes into its j-th reverse step */
+    size_t first_image; /**< of the request */
+    size_t num_images;
+    size_t num_tokens;        /**< of each image */
+    const int32_t* positions; /**< of these tokens in the phase's grid, (num_images, num_tokens) */
+    float* noise;             /**< to be filled, (num_images, num_tokens, token_channels) */
+} hmar_himar_draw;
+
+/** Fills a draw with standard normal numbers. As with ::hmar_on_scale, what is not 0 ends the generation. */
+typedef int (*hmar_himar_noise)(const hmar_himar_draw* draw, void* user_data);
+
+/** Settings of one generation. An image depends on (label or vector, seed, image index, settings) alone. */
+typedef struct hmar_himar_request {
+    size_t struct_size; /**< sizeof(hmar_himar_request) */
+
+    const int32_t* labels; /**< num_images classes, 0 .. num_classes - 1 or ::HMAR_NO_CLASS; or NULL */
+    const float* cond;     /**< instead of labels, (num_images, embed_dim) vectors; or NULL */
+    size_t num_images;
+
+    int32_t num_iter;       /**< steps of the dense phase */
+    double cfg;             /**< guidance strength of the dense phase, >= 0; 1 = none, half the work */
+    double re_cfg;          /**< the same of the pivot phase */
+    int32_t has_linear_cfg; /**< 1 = guidance grows from 1 with the share of known tokens, 0 = it stays */
+    double temperature;     /**< factor on the noise of reverse steps, >= 0 */
+    const char* pivot_diffusion_steps; /**< counts per section of the 1000-step axis, such as "100" */
+    const char* dense_diffusion_steps;
+
+    uint64_t seed;
+    const uint64_t* image_index; /**< num_images of them; NULL = 0, 1, 2, .. */
+    /** For verification, instead of the seed: (num_images, pivot_side^2 + dense_side^2) orders of both grids'
+     * positions; tokens become known from their ends. NULL = the seed's. */
+    const int32_t* orders;
+    hmar_himar_noise noise; /**< with `orders`, else NULL */
+
+    hmar_himar_on_step on_step; /**< NULL = none */
+    void* user_data;            /**< for on_step and noise */
+    hmar_cancel cancel;         /**< looked at before every call of a graph; zero = none */
+} hmar_himar_request;
+
+/** What a generation writes. An array that is NULL is not wanted; sizes are counted in elements. */
+typedef struct hmar_himar_output {
+    size_t struct_size; /**< sizeof(hmar_himar_output) */
+    uint8_t* pixels;    /**< (num_images, side, side, 3) */
+    size_t pixels_size;
+    float* image; /**< (num_images, 3, side, side); [0, 1] is black to white, more is possible */
+    size_t image_size;
+    uint8_t* small_pixels; /**< the low resolution, (num_images, 64, 64, 3) */
+    size_t small_pixels_size;
+    float* pivots; /**< (num_images, pivot_side^2, token_channels) */
+    size_t pivots_size;
+    float* dense; /**< (num_images, dense_side^2, token_channels) */
+    size_t dense_size;
+} hmar_himar_output;
+
+/** Fills a request with the published settings: no labels, seed 0. Its strings live until the bundle is
+ * closed. */
+HMAR_API hmar_status hmar_himar_request_init(hmar_bundle bundle, hmar_himar_request* request,
+                                             hmar_error** error);
+
+/** As ::hmar_generate, with a bundle of Hi-MAR. */
+HMAR_API hmar_status hmar_himar_generate(hmar_session session, const hmar_himar_request* request,
+                                         const hmar_himar_output* output, hmar_error** error);
+
+/** Decodes what there is of a step's grid, inside a callback: pivots to (num_images, 64, 64, 3), dense tokens
+ * to (num_images, side, side, 3). */
+HMAR_API hmar_status hmar_himar_step_event_preview(const hmar_himar_step_event* event, uint8_t* pixels,
+                                                   size_t pixels_size, hmar_error** error);
 
 /* --- cancelling -------------------------------------------------------------------------------------- */
 

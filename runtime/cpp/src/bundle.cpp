@@ -41,7 +41,7 @@ Bundle::Bundle(const std::string& folder, hmar_check check) : folder_(folder) {
     }
     if (manifest_.class_names) {
         const std::string names = this->path(*manifest_.class_names);
-        class_names_ = parse_class_names(read(names), names, manifest_.model.num_classes);
+        class_names_ = parse_class_names(read(names), names, manifest_.num_classes());
     }
 }
 

@@ -1,7 +1,9 @@
 // The C interface: handles, checks of arguments, and exceptions as statuses.
 #include <new>
 
+#include "arguments.h"
 #include "handles.h"
+#include "open_bundle.h"
 #include "ort_runner.h"
 #include "requests.h"
 #include "session.h"
@@ -50,10 +52,11 @@ hmar_status guarded(hmar_error** error, Body body) noexcept {
     }
 }
 
-template <typename T>
-T* required(T* pointer, const char* name) {
-    if (pointer == nullptr) throw Error(HMAR_INVALID_ARGUMENT, text(name, " is NULL"));
-    return pointer;
+// As `preview` functions of both families do.
+void write_preview(const void* preview, uint8_t* pixels, size_t pixels_size) {
+    const auto* inner = static_cast<const Preview*>(required(preview, "preview"));
+    check_array(required(pixels, "pixels"), pixels_size, inner->pixels_size, "pixels");
+    inner->write(pixels);
 }
 
 }  // namespace
@@ -92,32 +95,25 @@ hmar_status hmar_bundle_open(const char* folder, int32_t check, hmar_bundle* bun
         if (check < HMAR_CHECK_ALL || check > HMAR_CHECK_SIZES) {
             throw Error(HMAR_INVALID_ARGUMENT, text("check is ", check, ", expected an hmar_check"));
         }
-        *bundle =
-            bundles.add(std::make_shared<const OpenBundle>(required(folder, "folder"), hmar_check(check)));
+        *bundle = bundles.add(std::make_shared<const OpenBundle>(required(folder, "folder"), check));
     });
 }
 
 hmar_status hmar_bundle_get_info(hmar_bundle bundle, hmar_bundle_info* info, hmar_error** error) {
     return guarded(error, [&] {
         const auto open = bundles.find(bundle);
-        const Manifest& manifest = open->bundle->manifest();
-        const ModelSpec& model = manifest.model;
-        *required(info, "info") = {
-            manifest.family.c_str(),   model.preset.c_str(),    manifest.precision.c_str(),
-            manifest.producer.c_str(), model.num_classes,       model.vocab_size,
-            model.num_scales(),        model.patch_nums.data(), int32_t(model.num_tokens()),
-            model.image_side_px,       model.has_mask_branch};
+        *required(info, "info") = open->info();
     });
 }
 
 hmar_status hmar_bundle_class_name(hmar_bundle bundle, int32_t label, const char** name, hmar_error** error) {
     return guarded(error, [&] {
         const auto open = bundles.find(bundle);
-        const int32_t num_classes = open->bundle->manifest().model.num_classes;
+        const int32_t num_classes = open->bundle()->manifest().num_classes();
         if (label < 0 || label >= num_classes) {
             throw Error(HMAR_INVALID_ARGUMENT, text("label is ", label, ", expected 0..", num_classes - 1));
         }
-        const auto& names = open->bundle->class_names();
+        const auto& names = open->bundle()->class_names();
         *required(name, "name") = names.empty() ? "" : names[size_t(label)].c_str();
     });
 }
@@ -149,7 +145,7 @@ hmar_status hmar_session_open(hmar_bundle bundle, const hmar_session_options* op
         }
         const std::string library = given.library != nullptr ? given.library : "";
         auto runner = std::make_unique<OrtRunner>(
-            open->bundle, OrtOptions{hmar_backend(given.backend), library, given.threads});
+            open->bundle(), OrtOptions{hmar_backend(given.backend), library, given.threads});
         const size_t max_batch = given.max_batch > 0 ? size_t(given.max_batch) : kDefaultMaxBatch;
         *session = sessions.add(std::make_shared<Session>(std::move(runner), max_batch));
     });
@@ -174,7 +170,7 @@ hmar_status hmar_request_num_uniforms(hmar_session session, const hmar_request* 
                                       hmar_error** error) {
     return guarded(error, [&] {
         const auto open = sessions.find(session);
-        const ModelSpec& model = open->manifest().model;
+        const ModelSpec& model = open->manifest().hmar();
         const Settings settings = read_settings(*required(request, "request"), model);
         *required(count, "count") =
             GivenDraws::count(model.patch_nums, settings.schedule, request->num_images);
@@ -185,29 +181,24 @@ hmar_status hmar_generate(hmar_session session, const hmar_request* request, con
                           hmar_error** error) {
     return guarded(error, [&] {
         const auto open = sessions.find(session);
-        const ModelSpec& model = open->manifest().model;
-        Request checked = read_request(*required(request, "request"), model);
-        if (request->cancel != nullptr) checked.control.cancelled = cancels.find(request->cancel);
+        const ModelSpec& model = open->manifest().hmar();
+        HmarRequest checked = read_request(*required(request, "request"), model);
+        if (request->cancel != nullptr) checked.cancelled = cancels.find(request->cancel);
         open->generate(checked, read_output(*required(output, "output"), model, request->num_images));
     });
 }
 
 hmar_status hmar_scale_event_preview(const hmar_scale_event* event, uint8_t* pixels, size_t pixels_size,
                                      hmar_error** error) {
-    return guarded(error, [&] {
-        const auto* inner =
-            static_cast<const PreviewedEvent*>(required(required(event, "event")->preview, "preview"));
-        check_array(required(pixels, "pixels"), pixels_size, inner->pixels_size, "pixels");
-        inner->event.preview(pixels);
-    });
+    return guarded(error, [&] { write_preview(required(event, "event")->preview, pixels, pixels_size); });
 }
 
 hmar_status hmar_encode(hmar_session session, const uint8_t* pixels, size_t pixels_size, int32_t* tokens,
                         size_t tokens_size, hmar_error** error) {
     return guarded(error, [&] {
         const auto open = sessions.find(session);
-        const ModelSpec& model = open->manifest().model;
-        const size_t size = image_size(model), num_images = pixels_size / size;
+        const ModelSpec& model = open->manifest().hmar();
+        const size_t size = image_size(size_t(model.image_side_px)), num_images = pixels_size / size;
         required(pixels, "pixels");
         if (num_images == 0 || pixels_size % size != 0) {
             throw Error(HMAR_INVALID_ARGUMENT,
@@ -217,6 +208,29 @@ hmar_status hmar_encode(hmar_session session, const uint8_t* pixels, size_t pixe
         check_array(required(tokens, "tokens"), tokens_size, num_images * model.num_tokens(), "tokens");
         open->encode(pixels, num_images, tokens);
     });
+}
+
+hmar_status hmar_himar_request_init(hmar_bundle bundle, hmar_himar_request* request, hmar_error** error) {
+    return guarded(error, [&] {
+        const auto open = bundles.find(bundle);
+        *required(request, "request") = open->himar_defaults();
+    });
+}
+
+hmar_status hmar_himar_generate(hmar_session session, const hmar_himar_request* request,
+                                const hmar_himar_output* output, hmar_error** error) {
+    return guarded(error, [&] {
+        const auto open = sessions.find(session);
+        const HimarModelSpec& model = open->manifest().himar();
+        HimarRequest checked = read_request(*required(request, "request"), model);
+        if (request->cancel != nullptr) checked.cancelled = cancels.find(request->cancel);
+        open->generate(checked, read_output(*required(output, "output"), model, request->num_images));
+    });
+}
+
+hmar_status hmar_himar_step_event_preview(const hmar_himar_step_event* event, uint8_t* pixels,
+                                          size_t pixels_size, hmar_error** error) {
+    return guarded(error, [&] { write_preview(required(event, "event")->preview, pixels, pixels_size); });
 }
 
 hmar_status hmar_cancel_create(hmar_cancel* cancel, hmar_error** error) {

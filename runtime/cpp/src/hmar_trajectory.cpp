@@ -1,23 +1,9 @@
 #include "hmar_trajectory.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 
 namespace hmar::core {
 namespace {
-
-// The same input for each half of the guided batch.
-Tensor repeated(const Tensor& tensor, int halves) {
-    if (halves == 1) return tensor;
-    const size_t nbytes = tensor.nbytes();
-    const auto bytes = std::make_shared<std::vector<char>>(2 * nbytes);
-    std::memcpy(bytes->data(), tensor.data.get(), nbytes);
-    std::memcpy(bytes->data() + nbytes, tensor.data.get(), nbytes);
-    Shape shape = tensor.shape;
-    shape[0] *= 2;
-    return {tensor.dtype, shape, std::shared_ptr<void>(bytes, bytes->data())};
-}
 
 // A view of tokens (B, l) as maps (B, pn, pn).
 Tensor as_maps(const Tensor& tokens, int64_t pn) {
@@ -26,35 +12,16 @@ Tensor as_maps(const Tensor& tokens, int64_t pn) {
 
 }  // namespace
 
-void Control::check(Part images) const {
-    if (cancelled == nullptr || !cancelled->load()) return;
-    throw Error(HMAR_CANCELLED,
-                text("generation cancelled before images ", images.first, " to ",
-                     images.first + images.count - 1, " were done; the session can be used again"));
-}
-
 Tensor decode(StepRunner& runner, const Tensor& f_hat) {
-    const int64_t side = runner.manifest().model.image_side_px;
+    const int64_t side = runner.manifest().hmar().image_side_px;
     const Tensor image = runner.run_for("image", runner.manifest().graph("decode"), {{"f_hat", f_hat}});
     image.values<float>({f_hat.shape[0], 3, side, side}, "output image of decode");
     return image;
 }
 
-void to_uint8(const float* image_B3HW, size_t batch, size_t side, uint8_t* pixels_BHW3) {
-    const size_t area = side * side;
-    for (size_t b = 0; b < batch; ++b) {
-        for (size_t i = 0; i < area; ++i) {
-            for (size_t c = 0; c < 3; ++c) {
-                const float value = std::nearbyint(image_B3HW[(3 * b + c) * area + i] * 255);
-                *pixels_BHW3++ = value > 0 ? uint8_t(std::min(value, 255.0f)) : 0;
-            }
-        }
-    }
-}
-
-HmarTrajectory::HmarTrajectory(StepRunner& runner, const Request& request, Part part)
+HmarTrajectory::HmarTrajectory(StepRunner& runner, const HmarRequest& request, Part part)
     : runner_(runner),
-      model_(runner.manifest().model),
+      model_(runner.manifest().hmar()),
       request_(request),
       settings_(request.settings),
       part_(part),
@@ -78,16 +45,16 @@ Tensor HmarTrajectory::run() {
             maps_.back().values<float>(map_shape(k + 1), "output map of " + quant.name);
         }
         tokens_.push_back(tokens);
-        if (request_.control.on_scale) {
+        if (request_.on_scale) {
             const auto preview = [&](uint8_t* pixels) {
                 const auto* image = static_cast<const float*>(decode(runner_, f_hat).data.get());
                 to_uint8(image, part_.count, size_t(model_.image_side_px), pixels);
             };
             const auto* values = static_cast<const int32_t*>(tokens.data.get());
-            request_.control.on_scale({k, pn, S, part_, values, preview});
+            request_.on_scale({k, pn, S, part_, values, preview});
         }
     }
-    request_.control.check(part_);
+    check_cancelled(request_.cancelled, part_);
     return f_hat;
 }
 
@@ -228,7 +195,7 @@ Tensor HmarTrajectory::mask_logits(int k, const Tensor& tokens, const Tensor& to
 
 // Output of a transformer pass, (halves * B, length, V) float32.
 Tensor HmarTrajectory::logits(const GraphSpec& graph, Values feeds, int halves, int64_t length) {
-    request_.control.check(part_);
+    check_cancelled(request_.cancelled, part_);
     std::optional<Values>& conditions = conditions_[halves - 1];
     if (!conditions) {
         const Tensor labels = make_tensor<int32_t>({halves * batch_});

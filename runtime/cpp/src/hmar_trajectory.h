@@ -1,12 +1,12 @@
 // The scale loop of HMAR, as runtime/trajectory.py goes it: which graph runs when, and what goes into it.
 #pragma once
 
-#include <atomic>
 #include <functional>
 #include <optional>
 #include <vector>
 
 #include "draws.h"
+#include "generation.h"
 #include "sampler.h"
 #include "step_runner.h"
 
@@ -17,11 +17,6 @@ struct Settings {
     int top_k;
     bool sees_prefix;   // next-scale passes see all earlier scales too; there are then no masked passes
     Schedule schedule;  // empty = no masked passes
-};
-
-// Consecutive images of a request that fit into one pass.
-struct Part {
-    size_t first, count;
 };
 
 // Tokens from outside, that stay in every pass; (num_images, num_tokens). Null = none.
@@ -37,33 +32,22 @@ struct ScaleEvent {
     std::function<void(uint8_t*)> preview;  // writes (B, H, W, 3)
 };
 
-// How the caller follows a generation, and ends it.
-struct Control {
-    std::function<void(const ScaleEvent&)> on_scale;     // ends it with an exception; may be empty
-    std::shared_ptr<const std::atomic<bool>> cancelled;  // may be null
-
-    // Throws Error where the caller wants no more.
-    void check(Part images) const;
-};
-
-struct Request {
+struct HmarRequest {
     std::vector<int32_t> labels;  // 0 .. num_classes - 1, or num_classes = no class
     Settings settings;
     std::unique_ptr<Draws> draws;
     KnownTokens known;
-    Control control;
+    std::function<void(const ScaleEvent&)> on_scale;  // ends the generation with an exception; may be empty
+    Cancelled cancelled;
 };
 
 // Images (B, 3, H, W) float32 in [0, 1].
 Tensor decode(StepRunner& runner, const Tensor& f_hat);
 
-// Images in [0, 1] as (B, H, W, 3) uint8.
-void to_uint8(const float* image_B3HW, size_t batch, size_t side, uint8_t* pixels_BHW3);
-
 // One generation of a part of a request, which is kept as a reference.
 class HmarTrajectory {
   public:
-    HmarTrajectory(StepRunner& runner, const Request& request, Part part);
+    HmarTrajectory(StepRunner& runner, const HmarRequest& request, Part part);
 
     // The reconstruction f_hat, (B, Cvae, P, P). Throws Error.
     Tensor run();
@@ -86,7 +70,7 @@ class HmarTrajectory {
 
     StepRunner& runner_;
     const ModelSpec& model_;
-    const Request& request_;
+    const HmarRequest& request_;
     const Settings& settings_;
     const Part part_;
     const int64_t batch_;

@@ -8,13 +8,32 @@
 namespace hmar::core {
 namespace {
 
-constexpr std::array<const char*, 14> kKinds = {
-    "cond", "embed_first", "embed_ns",   "embed_mask", "ns_trunk", "mask_trunk", "ns_prefix",
-    "ns",   "mask",        "mask_input", "quant",      "decode",   "encode",     "score"};
+constexpr std::array<const char*, 21> kKinds = {"cond",
+                                                "embed_first",
+                                                "embed_ns",
+                                                "embed_mask",
+                                                "ns_trunk",
+                                                "mask_trunk",
+                                                "ns_prefix",
+                                                "ns",
+                                                "mask",
+                                                "mask_input",
+                                                "quant",
+                                                "decode",
+                                                "encode",
+                                                "score",
+                                                "pivot",
+                                                "dense",
+                                                "denoise_pivot",
+                                                "denoise_dense",
+                                                "denoise_pivot_unguided",
+                                                "denoise_dense_unguided",
+                                                "decode_pivot"};
 constexpr std::array<const char*, 5> kDtypes = {"float32", "float16", "bfloat16", "int32", "bool"};
 constexpr std::array<size_t, 5> kItemBytes = {4, 2, 2, 4, 1};
 // far above every model there is; products of them stay far below 2^63
-constexpr int64_t kMaxSize = 1 << 24, kMaxSide = 1 << 10, kMaxScales = 256, kMaxBytes = int64_t{1} << 48;
+constexpr int64_t kMaxSize = 1 << 24, kMaxSide = 1 << 10, kMaxScales = 256, kMaxSteps = 1 << 18,
+                  kMaxBytes = int64_t{1} << 48;
 
 Json parse(const std::string& json, const std::string& source) {
     try {
@@ -77,27 +96,32 @@ std::vector<TensorSpec> read_tensors(Record& graph, const char* name) {
     return specs;
 }
 
-GraphSpec read_graph(const Json& data, const std::string& name, int num_scales) {
+GraphSpec read_graph(const Json& data, const std::string& name) {
     Record record(data, "graphs." + name);
-    GraphSpec spec{name, record.string("kind"), std::nullopt, read_file(record), {}, {}};
+    GraphSpec spec{name, record.string("kind"), std::nullopt, std::nullopt, read_file(record), {}, {}};
     if (index_of(kKinds, spec.kind) == kKinds.size()) record.fail(text("unknown kind '", spec.kind, "'"));
     if (const Json* scale = record.optional_field("scale_idx")) {
-        spec.scale_idx = int(record.integer(*scale, "scale_idx", 0, num_scales - 1));
+        spec.scale_idx = int(record.integer(*scale, "scale_idx", 0, kMaxScales));
     }
-    if (record.optional_field("step_idx") != nullptr) record.fail("step_idx belongs to the family himar");
+    if (const Json* step = record.optional_field("step_idx")) {
+        spec.step_idx = int(record.integer(*step, "step_idx", 0, kMaxSize));
+    }
     spec.inputs = read_tensors(record, "inputs");
     spec.outputs = read_tensors(record, "outputs");
     record.finish();
     return spec;
 }
 
+std::string read_preset(Record& model) {
+    const Json* preset = model.optional_field("preset");
+    if (preset != nullptr && !preset->is_string()) model.fail("preset must be a string or null");
+    return preset == nullptr ? "" : preset->get<std::string>();
+}
+
 ModelSpec read_model(const Json& data) {
     Record record(data, "model");
     ModelSpec model{};
-    if (const Json* preset = record.optional_field("preset")) {
-        if (!preset->is_string()) record.fail("preset must be a string or null");
-        model.preset = preset->get<std::string>();
-    }
+    model.preset = read_preset(record);
     for (const char* name : {"depth", "embed_dim", "num_heads"}) record.integer(name, 1, kMaxSize);
     record.integer("branch_layers", 0, kMaxSize);
     for (const char* name : {"shared_aln", "attn_l2_norm"}) record.boolean(name);
@@ -131,6 +155,40 @@ SamplingDefaults read_sampling(const Json& data, int num_scales) {
         check_schedule(sampling.mask_schedule, size_t(num_scales), HMAR_INVALID_BUNDLE,
                        "sampling.mask_schedule");
     }
+    record.finish();
+    return sampling;
+}
+
+HimarModelSpec read_himar_model(const Json& data) {
+    Record record(data, "model");
+    HimarModelSpec model{};
+    model.preset = read_preset(record);
+    for (const char* name : {"encoder_depth", "decoder_depth"}) record.integer(name, 1, kMaxSize);
+    model.num_classes = int32_t(record.integer("num_classes", 0, kMaxSize));
+    model.embed_dim = int32_t(record.integer("embed_dim", 1, kMaxSize));
+    model.token_channels = int32_t(record.integer("token_channels", 1, 1 << 16));
+    model.pivot_side = int32_t(record.integer("pivot_side", 1, kMaxSide));
+    model.dense_side = int32_t(record.integer("dense_side", 1, kMaxSide));
+    model.num_iter = int32_t(record.integer("num_iter", 1, kMaxSteps));
+    model.image_side_px = int32_t(record.integer("image_side_px", 1, 1 << 16));
+    record.finish();
+    return model;
+}
+
+HimarSamplingDefaults read_himar_sampling(const Json& data) {
+    Record record(data, "sampling");
+    HimarSamplingDefaults sampling{};
+    sampling.num_iter = int32_t(record.integer("num_iter", 1, kMaxSteps));
+    sampling.cfg = record.number("cfg");
+    sampling.re_cfg = record.number("re_cfg");
+    sampling.temperature = record.number("temperature");
+    const std::string schedule = record.string("cfg_schedule");
+    if (schedule != "linear" && schedule != "constant") {
+        record.fail(text("cfg_schedule must be linear or constant, got '", schedule, "'"));
+    }
+    sampling.grows = schedule == "linear";
+    sampling.pivot_diffusion_steps = record.string("pivot_diffusion_steps");
+    sampling.dense_diffusion_steps = record.string("dense_diffusion_steps");
     record.finish();
     return sampling;
 }
@@ -172,9 +230,8 @@ Manifest read_manifest(const Json& data) {
     }
     Manifest manifest;
     manifest.family = record.string("family");
-    if (manifest.family != "hmar") {
-        throw Error(HMAR_UNSUPPORTED, text("manifest: family is '", manifest.family,
-                                           "', this library samples 'hmar'; use the Python runtime"));
+    if (manifest.family != "hmar" && manifest.family != "himar") {
+        record.fail(text("family is '", manifest.family, "', this release knows 'hmar' and 'himar'"));
     }
     manifest.producer = record.string("producer");
     manifest.precision = record.string("precision");
@@ -182,10 +239,16 @@ Manifest read_manifest(const Json& data) {
         record.fail(text("precision must be fp32, fp16 or bf16, got '", manifest.precision, "'"));
     }
     record.integer("opset", 1, kMaxSize);
-    manifest.model = read_model(record.field("model"));
-    manifest.sampling = read_sampling(record.field("sampling"), manifest.model.num_scales());
+    if (manifest.family == "hmar") {
+        const ModelSpec model = read_model(record.field("model"));
+        manifest.sampling = read_sampling(record.field("sampling"), model.num_scales());
+        manifest.model = model;
+    } else {
+        manifest.model = read_himar_model(record.field("model"));
+        manifest.sampling = read_himar_sampling(record.field("sampling"));
+    }
     for (const auto& [name, value] : items(record, "graphs")) {
-        manifest.graphs.push_back(read_graph(value, name, manifest.model.num_scales()));
+        manifest.graphs.push_back(read_graph(value, name));
     }
     manifest.weights = read_file(record.field("weights"), "weights");
     for (const auto& [name, value] : items(record, "tensors")) {
@@ -237,11 +300,32 @@ std::vector<FileSpec> Manifest::files() const {
     return all;
 }
 
-const GraphSpec& Manifest::graph(const std::string& kind, std::optional<int> scale_idx) const {
+const ModelSpec& Manifest::hmar() const {
+    if (const auto* spec = std::get_if<ModelSpec>(&model)) return *spec;
+    throw Error(HMAR_UNSUPPORTED, text("this needs a bundle of HMAR; this one is of family '", family, "'"));
+}
+
+const HimarModelSpec& Manifest::himar() const {
+    if (const auto* spec = std::get_if<HimarModelSpec>(&model)) return *spec;
+    throw Error(HMAR_UNSUPPORTED,
+                text("this needs a bundle of Hi-MAR; this one is of family '", family, "'"));
+}
+
+int32_t Manifest::num_classes() const {
+    return std::visit([](const auto& spec) { return spec.num_classes; }, model);
+}
+
+int32_t Manifest::image_side_px() const {
+    return std::visit([](const auto& spec) { return spec.image_side_px; }, model);
+}
+
+const GraphSpec& Manifest::graph(const std::string& kind, std::optional<int> scale_idx,
+                                 std::optional<int> step_idx) const {
     for (const GraphSpec& graph : graphs) {
-        if (graph.kind == kind && graph.scale_idx == scale_idx) return graph;
+        if (graph.kind == kind && graph.scale_idx == scale_idx && graph.step_idx == step_idx) return graph;
     }
     std::string at = scale_idx ? text(" for scale ", *scale_idx) : "";
+    if (step_idx) at += text(" for step ", *step_idx);
     throw Error(HMAR_INVALID_BUNDLE, text("the bundle has no '", kind, "' graph", at, "; export it again"));
 }
 

@@ -36,7 +36,7 @@ void exp_baseline(float* values, size_t count) {
 
 }  // namespace
 
-void exp_nonpositive(float* values, size_t count) {
+void exp_float32(float* values, size_t count) {
 #if defined(__x86_64__)
     static const bool has_fma = __builtin_cpu_supports("fma");
     if (has_fma) return exp_fma(values, count);

@@ -5,9 +5,9 @@
 
 namespace hmar::core {
 
-// values[i] = exp(values[i]) in float32 for values <= 0, bit for bit as NumPy's on x86-64 with AVX2 or
+// values[i] = exp(values[i]) in float32 for values below 88, bit for bit as NumPy's on x86-64 with AVX2 or
 // AVX-512. Elsewhere NumPy calls the C library, and the last bit may differ.
-void exp_nonpositive(float* values, size_t count);
+void exp_float32(float* values, size_t count);
 
 // The pairwise sum of NumPy's add.reduce over contiguous values.
 template <typename T>

@@ -2,7 +2,7 @@
 
 namespace hmar::core {
 
-std::array<uint32_t, 4> philox_4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+Words philox_4x32(Words counter, std::array<uint32_t, 2> key) {
     auto [c0, c1, c2, c3] = counter;
     for (int round = 0; round < 10; ++round) {
         const uint64_t p0 = uint64_t{0xD2511F53} * c0, p1 = uint64_t{0xCD9E8D57} * c2;
@@ -13,11 +13,18 @@ std::array<uint32_t, 4> philox_4x32(std::array<uint32_t, 4> counter, std::array<
     return {c0, c1, c2, c3};
 }
 
-double uniform(uint64_t seed, uint64_t image_index, int scale_idx, int pass_idx, uint32_t position) {
-    const auto words = philox_4x32({position, uint32_t(kMaxPasses * scale_idx + pass_idx),
-                                    uint32_t(image_index), uint32_t(image_index >> 32)},
-                                   {uint32_t(seed), uint32_t(seed >> 32)});
+Words philox_block(uint64_t seed, uint64_t image_index, uint32_t second, uint32_t first) {
+    return philox_4x32({first, second, uint32_t(image_index), uint32_t(image_index >> 32)},
+                       {uint32_t(seed), uint32_t(seed >> 32)});
+}
+
+double unit_interval(const Words& words) {
     return double((words[0] | uint64_t{words[1]} << 32) >> 11) * 0x1p-53;
+}
+
+double uniform(uint64_t seed, uint64_t image_index, int scale_idx, int pass_idx, uint32_t position) {
+    const auto pass = uint32_t(kMaxPasses * scale_idx + pass_idx);
+    return unit_interval(philox_block(seed, image_index, pass, position));
 }
 
 }  // namespace hmar::core

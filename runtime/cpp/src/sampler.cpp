@@ -57,7 +57,7 @@ void Sampler::keep_nucleus() {
     std::vector<float>& p_V = scratch_V_;
     std::fill(p_V.begin(), p_V.begin() + ptrdiff_t(first), 0.0f);
     for (size_t i = 0; i < kept_.size(); ++i) p_V[first + i] = kept_[i].logit - kept_.back().logit;
-    exp_nonpositive(p_V.data() + first, kept_.size());
+    exp_float32(p_V.data() + first, kept_.size());
     const float total = pairwise_sum(p_V.data(), V), outside = float(1 - top_p_);
     float mass = 0;
     size_t gone = 0;

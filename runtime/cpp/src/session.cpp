@@ -2,17 +2,23 @@
 
 #include <algorithm>
 
+#include "low_resolution.h"
+
 namespace hmar::core {
 
 Session::Session(std::unique_ptr<StepRunner> runner, size_t max_batch)
     : runner_(std::move(runner)), max_batch_(max_batch) {}
 
-void Session::generate(const Request& request, const Output& output) {
+void Session::generate(const HmarRequest& request, const HmarOutput& output) {
     for (const Part part : parts(request.labels.size())) generate_part(request, output, part);
 }
 
-void Session::generate_part(const Request& request, const Output& output, Part part) {
-    const ModelSpec& model = manifest().model;
+void Session::generate(const HimarRequest& request, const HimarOutput& output) {
+    for (const Part part : parts(request.num_images)) generate_part(request, output, part);
+}
+
+void Session::generate_part(const HmarRequest& request, const HmarOutput& output, Part part) {
+    const ModelSpec& model = manifest().hmar();
     HmarTrajectory trajectory(*runner_, request, part);
     const Tensor f_hat = trajectory.run();
     if (output.tokens != nullptr) {
@@ -25,17 +31,39 @@ void Session::generate_part(const Request& request, const Output& output, Part p
         }
     }
     if (output.pixels == nullptr && output.image == nullptr) return;
-    const Tensor image = decode(*runner_, f_hat);
-    const auto* values = static_cast<const float*>(image.data.get());
-    const auto side = size_t(model.image_side_px), size = 3 * side * side;
-    if (output.image != nullptr) std::copy_n(values, part.count * size, output.image + part.first * size);
-    if (output.pixels != nullptr) to_uint8(values, part.count, side, output.pixels + part.first * size);
+    write_image(decode(*runner_, f_hat), part, output.pixels, output.image);
+}
+
+void Session::generate_part(const HimarRequest& request, const HimarOutput& output, Part part) {
+    HimarTrajectory trajectory(*runner_, request, part);
+    trajectory.run();
+    const auto write = [&](const Tensor& tokens, float* into) {
+        const auto size = size_t(num_items(tokens.shape));
+        const auto* values = static_cast<const float*>(tokens.data.get());
+        if (into != nullptr) std::copy_n(values, size, into + part.first * (size / part.count));
+    };
+    write(trajectory.pivots(), output.pivots);
+    write(trajectory.dense(), output.dense);
+    if (output.small_pixels != nullptr) {
+        const std::vector<float> small = decode_pivots(*runner_, trajectory.pivots());
+        to_uint8(small.data(), part.count, kSmallSidePx,
+                 output.small_pixels + part.first * (small.size() / part.count));
+    }
+    if (output.pixels == nullptr && output.image == nullptr) return;
+    write_image(decode_dense(*runner_, trajectory.dense()), part, output.pixels, output.image);
+}
+
+void Session::write_image(const Tensor& image, Part part, uint8_t* pixels, float* values) const {
+    const auto side = size_t(manifest().image_side_px()), size = 3 * side * side;
+    const auto* image_B3HW = static_cast<const float*>(image.data.get());
+    if (values != nullptr) std::copy_n(image_B3HW, part.count * size, values + part.first * size);
+    if (pixels != nullptr) to_uint8(image_B3HW, part.count, side, pixels + part.first * size);
 }
 
 void Session::encode(const uint8_t* pixels, size_t num_images, int32_t* tokens) {
     const GraphSpec& graph = manifest().graph("encode");
-    const auto side = size_t(manifest().model.image_side_px), area = side * side;
-    const auto num_tokens = int64_t(manifest().model.num_tokens());
+    const auto side = size_t(manifest().hmar().image_side_px), area = side * side;
+    const auto num_tokens = int64_t(manifest().hmar().num_tokens());
     for (const Part part : parts(num_images)) {
         const Tensor image = make_tensor<float>({int64_t(part.count), 3, int64_t(side), int64_t(side)});
         auto* image_B3HW = static_cast<float*>(image.data.get());

@@ -1,6 +1,7 @@
 // An array on the host.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -33,6 +34,14 @@ struct Tensor {
 
     size_t nbytes() const { return item_bytes(dtype) * size_t(num_items(shape)); }
 
+    // Throws Error where the shape is another.
+    void check_shape(const Shape& wanted, const std::string& name) const {
+        if (shape != wanted) {
+            throw Error(HMAR_BACKEND_FAILED, text(name, " is (", listed(shape), "), expected (",
+                                                  listed(wanted), "); export the bundle again"));
+        }
+    }
+
     // The values of a tensor that must have this type and shape; `name` is for the message of the Error.
     template <typename T>
     T* values(const Shape& wanted, const std::string& name) const {
@@ -48,10 +57,26 @@ struct Tensor {
 using Values = std::map<std::string, Tensor>;
 
 // A tensor of zeros.
+inline Tensor make_tensor(Dtype dtype, const Shape& shape) {
+    const auto values = std::make_shared<std::vector<char>>(item_bytes(dtype) * size_t(num_items(shape)));
+    return {dtype, shape, std::shared_ptr<void>(values, values->data())};
+}
+
 template <typename T>
 Tensor make_tensor(const Shape& shape) {
-    const auto values = std::make_shared<std::vector<char>>(sizeof(T) * size_t(num_items(shape)));
-    return {dtype_of<T>(), shape, std::shared_ptr<void>(values, values->data())};
+    return make_tensor(dtype_of<T>(), shape);
+}
+
+// The same input for each half of the guided batch.
+inline Tensor repeated(const Tensor& tensor, int halves) {
+    if (halves == 1) return tensor;
+    const auto* bytes = static_cast<const char*>(tensor.data.get());
+    Shape shape = tensor.shape;
+    shape[0] *= 2;
+    const Tensor both = make_tensor(tensor.dtype, shape);
+    auto* to = static_cast<char*>(both.data.get());
+    std::copy_n(bytes, tensor.nbytes(), std::copy_n(bytes, tensor.nbytes(), to));
+    return both;
 }
 
 }  // namespace hmar::core

@@ -18,7 +18,6 @@ namespace {
 
 // The vectors published with the generator.
 void test_philox() {
-    using Words = std::array<uint32_t, 4>;
     CHECK((philox_4x32({0, 0, 0, 0}, {0, 0}) == Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
     const uint32_t ones = 0xffffffff;
     CHECK((philox_4x32({ones, ones, ones, ones}, {ones, ones}) ==
@@ -137,7 +136,7 @@ std::string manifest(const std::string& change = "", const std::string& to = "")
 void test_manifest() {
     const Manifest read = parse_manifest(manifest(), "m");
     CHECK(read.graph("decode").inputs[0].shape == (std::vector<int64_t>{-1, 8, 2, 2}));
-    CHECK(read.model.num_tokens() == 5 && read.model.first(1) == 1 && read.tensors.at("w").nbytes() == 64);
+    CHECK(read.hmar().num_tokens() == 5 && read.hmar().first(1) == 1 && read.tensors.at("w").nbytes() == 64);
     CHECK_THROWS(read.graph("ns", 1), Error, "no 'ns' graph for scale 1");
     const struct {
         const char *change, *to, *message;
