@@ -8,8 +8,6 @@
 namespace hmar::core {
 namespace {
 
-constexpr int32_t kMaxSteps = 1 << 18;  // as in runtime/normals.py
-
 int32_t number(Phase phase) { return phase == Phase::pivot ? HMAR_HIMAR_PIVOT : HMAR_HIMAR_DENSE; }
 
 HimarSettings read_settings(const hmar_himar_request& request) {

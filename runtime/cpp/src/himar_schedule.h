@@ -6,6 +6,9 @@
 
 namespace hmar::core {
 
+constexpr int kMaxSteps =
+    1 << 18;  // of the dense phase, so that their random numbers have counters of their own
+
 enum class Phase { pivot, dense };
 
 // One step of a phase. Weights are of the form `uncond + w (cond - uncond)`.

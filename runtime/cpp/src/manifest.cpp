@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "himar_schedule.h"
 #include "json_record.h"
 
 namespace hmar::core {
@@ -32,8 +33,7 @@ constexpr std::array<const char*, 21> kKinds = {"cond",
 constexpr std::array<const char*, 5> kDtypes = {"float32", "float16", "bfloat16", "int32", "bool"};
 constexpr std::array<size_t, 5> kItemBytes = {4, 2, 2, 4, 1};
 // far above every model there is; products of them stay far below 2^63
-constexpr int64_t kMaxSize = 1 << 24, kMaxSide = 1 << 10, kMaxScales = 256, kMaxSteps = 1 << 18,
-                  kMaxBytes = int64_t{1} << 48;
+constexpr int64_t kMaxSize = 1 << 24, kMaxSide = 1 << 10, kMaxScales = 256, kMaxBytes = int64_t{1} << 48;
 
 Json parse(const std::string& json, const std::string& source) {
     try {
