@@ -97,7 +97,7 @@ class Cancel {
     Owner<hmar_cancel, hmar_cancel_close> cancel_;
 };
 
-/** Settings of one generation; the fields mean what those of ::hmar_request do. */
+/** Settings of one generation with HMAR; the fields mean what those of ::hmar_request do. */
 struct Request {
     /** The published settings of a bundle's model. */
     Request(const Bundle& bundle, std::vector<int32_t> classes) : labels(std::move(classes)) {
@@ -128,10 +128,43 @@ struct Request {
     const Cancel* cancel = nullptr;
 };
 
-/** Images of one generation. */
+/** Settings of one generation with Hi-MAR; the fields mean what those of ::hmar_himar_request do. */
+struct HimarRequest {
+    /** The published settings of a bundle's model. */
+    HimarRequest(const Bundle& bundle, std::vector<int32_t> classes) : labels(std::move(classes)) {
+        hmar_himar_request published;
+        call(hmar_himar_request_init, bundle.handle(), &published);
+        num_iter = published.num_iter, cfg = published.cfg, re_cfg = published.re_cfg;
+        has_linear_cfg = published.has_linear_cfg != 0, temperature = published.temperature;
+        pivot_diffusion_steps = published.pivot_diffusion_steps;
+        dense_diffusion_steps = published.dense_diffusion_steps;
+    }
+
+    std::vector<int32_t> labels;
+    std::vector<float> cond; /**< with no labels: vectors (B, embed_dim) */
+    int32_t num_iter;
+    double cfg, re_cfg, temperature;
+    bool has_linear_cfg;
+    std::string pivot_diffusion_steps, dense_diffusion_steps;
+    uint64_t seed = 0;
+    std::vector<uint64_t> image_index; /**< empty = 0, 1, 2, .. */
+    /** Called after every step; false ends the generation, and so does an exception, which comes out. */
+    std::function<bool(const hmar_himar_step_event&)> on_step;
+    const Cancel* cancel = nullptr;
+};
+
+/** Images of one generation with HMAR. */
 struct Images {
     std::vector<uint8_t> pixels; /**< (B, side, side, 3) */
     std::vector<int32_t> tokens; /**< (B, num_tokens), the scales one after the other */
+    int32_t side_px = 0;
+};
+
+/** Images of one generation with Hi-MAR. */
+struct HimarImages {
+    std::vector<uint8_t> pixels;       /**< (B, side, side, 3) */
+    std::vector<uint8_t> small_pixels; /**< (B, 64, 64, 3) */
+    std::vector<float> dense;          /**< tokens (B, dense_side^2, token_channels) */
     int32_t side_px = 0;
 };
 
@@ -171,7 +204,7 @@ class Session {
             counts.insert(counts.end(), entry.begin(), entry.end());
             lengths.push_back(int32_t(entry.size()));
         }
-        Callback callback{request.on_scale, nullptr};
+        Callback<hmar_scale_event> callback{request.on_scale, nullptr};
         hmar_request plain{};
         plain.struct_size = sizeof plain;
         plain.labels = request.labels.data(), plain.num_images = request.labels.size();
@@ -180,12 +213,7 @@ class Session {
         plain.schedule_counts = counts.data(), plain.schedule_scales = lengths.size();
         plain.schedule_lengths = lengths.empty() ? nullptr : lengths.data();
         plain.draws = request.draws, plain.seed = request.seed;
-        if (!request.image_index.empty()) {
-            if (request.image_index.size() != request.labels.size()) {
-                throw Error(HMAR_INVALID_ARGUMENT, "image_index must have one entry per label");
-            }
-            plain.image_index = request.image_index.data();
-        }
+        plain.image_index = indices(request.image_index, plain.num_images);
         if (request.keep.size() != request.known_tokens.size()) {
             throw Error(HMAR_INVALID_ARGUMENT, "keep must have one entry per known token");
         }
@@ -194,17 +222,49 @@ class Session {
             plain.num_known = request.keep.size();
         }
         plain.uniforms = request.uniforms.data(), plain.num_uniforms = request.uniforms.size();
-        if (request.on_scale) plain.on_scale = &Callback::call, plain.user_data = &callback;
+        if (request.on_scale) plain.on_scale = callback.call, plain.user_data = &callback;
         if (request.cancel != nullptr) plain.cancel = request.cancel->handle();
-        try {
-            hmar::call(hmar_generate, session_.get(), &plain, &output);
-        } catch (const Error&) {
-            if (callback.thrown) std::rethrow_exception(callback.thrown);
-            throw;
-        }
+        callback.guard([&] { hmar::call(hmar_generate, session_.get(), &plain, &output); });
     }
 
-    /** Tokens (B, num_tokens) of pictures (B, side, side, 3). */
+    HimarImages generate(const HimarRequest& request) const {
+        const size_t vectors = info_.embed_dim > 0 ? request.cond.size() / size_t(info_.embed_dim) : 0;
+        const size_t count = request.labels.empty() ? vectors : request.labels.size();
+        const size_t small_size = HMAR_HIMAR_SMALL_SIDE_PX * HMAR_HIMAR_SMALL_SIDE_PX * 3;
+        HimarImages images;
+        images.side_px = info_.image_side_px;
+        images.pixels.resize(count * image_size());
+        images.small_pixels.resize(count * small_size);
+        images.dense.resize(count * size_t(info_.dense_side * info_.dense_side * info_.token_channels));
+        hmar_himar_output output{};
+        output.pixels = images.pixels.data(), output.pixels_size = images.pixels.size();
+        output.small_pixels = images.small_pixels.data();
+        output.small_pixels_size = images.small_pixels.size();
+        output.dense = images.dense.data(), output.dense_size = images.dense.size();
+        generate(request, count, output);
+        return images;
+    }
+
+    /** Writes only what `output` asks for. */
+    void generate(const HimarRequest& request, size_t num_images, hmar_himar_output output) const {
+        output.struct_size = sizeof output;
+        Callback<hmar_himar_step_event> callback{request.on_step, nullptr};
+        hmar_himar_request plain{};
+        plain.struct_size = sizeof plain;
+        plain.labels = request.labels.empty() ? nullptr : request.labels.data();
+        plain.cond = request.cond.empty() ? nullptr : request.cond.data();
+        plain.num_images = num_images;
+        plain.num_iter = request.num_iter, plain.cfg = request.cfg, plain.re_cfg = request.re_cfg;
+        plain.has_linear_cfg = request.has_linear_cfg, plain.temperature = request.temperature;
+        plain.pivot_diffusion_steps = request.pivot_diffusion_steps.c_str();
+        plain.dense_diffusion_steps = request.dense_diffusion_steps.c_str();
+        plain.seed = request.seed, plain.image_index = indices(request.image_index, num_images);
+        if (request.on_step) plain.on_step = callback.call, plain.user_data = &callback;
+        if (request.cancel != nullptr) plain.cancel = request.cancel->handle();
+        callback.guard([&] { hmar::call(hmar_himar_generate, session_.get(), &plain, &output); });
+    }
+
+    /** Tokens (B, num_tokens) by HMAR of pictures (B, side, side, 3). */
     std::vector<int32_t> encode(const std::vector<uint8_t>& pixels) const {
         std::vector<int32_t> tokens(pixels.size() / image_size() * size_t(info_.num_tokens));
         hmar::call(hmar_encode, session_.get(), pixels.data(), pixels.size(), tokens.data(), tokens.size());
@@ -212,20 +272,38 @@ class Session {
     }
 
   private:
+    // Keeps an exception of the caller's function until the library has returned.
+    template <typename Event>
     struct Callback {
-        const std::function<bool(const hmar_scale_event&)>& on_scale;
+        const std::function<bool(const Event&)>& function;
         std::exception_ptr thrown;
 
-        static int call(const hmar_scale_event* event, void* self) noexcept {
+        static int call(const Event* event, void* self) noexcept {
             auto& callback = *static_cast<Callback*>(self);
             try {
-                return callback.on_scale(*event) ? 0 : 1;
+                return callback.function(*event) ? 0 : 1;
             } catch (...) {
                 callback.thrown = std::current_exception();
                 return 1;
             }
         }
+
+        template <typename Generate>
+        void guard(Generate generate) const {
+            try {
+                generate();
+            } catch (const Error&) {
+                if (thrown) std::rethrow_exception(thrown);
+                throw;
+            }
+        }
     };
+
+    static const uint64_t* indices(const std::vector<uint64_t>& image_index, size_t num_images) {
+        if (image_index.empty()) return nullptr;
+        if (image_index.size() == num_images) return image_index.data();
+        throw Error(HMAR_INVALID_ARGUMENT, "image_index must have one entry per image");
+    }
 
     size_t image_size() const { return size_t(info_.image_side_px) * size_t(info_.image_side_px) * 3; }
 

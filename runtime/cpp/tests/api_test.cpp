@@ -122,7 +122,7 @@ void test_misuse_of_arguments(const hmar::Bundle& bundle, const hmar::Session& s
     rejects("context is 7", [](auto& r) { r.context = 7; });
     rejects("draws is 9", [](auto& r) { r.draws = 9; });
     rejects("expected 122 numbers", [](auto& r) { r.draws = HMAR_DRAWS_UNIFORMS; });
-    rejects("one entry per label", [](auto& r) { r.image_index = {1}; });
+    rejects("one entry per image", [](auto& r) { r.image_index = {1}; });
 
     hmar_request request;
     hmar::call(hmar_request_init, bundle.handle(), &request);

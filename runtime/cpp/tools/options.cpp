@@ -1,11 +1,10 @@
 #include "options.h"
 
-#include <getopt.h>
-
 #include <charconv>
 #include <cstdio>
 #include <cstdlib>
-#include <stdexcept>
+#include <optional>
+#include <type_traits>
 
 namespace {
 
@@ -19,134 +18,98 @@ constexpr const char* kHelp = R"(Generate images from a bundle and write them as
   --seed N             the same seed gives the same images on every backend (0)
   --first-index N      image i draws the random numbers of image N+i of this seed (0)
   --cfg X              guidance strength (the bundle's)
-  --top-k N            keep the k largest logits, 0 = off (the bundle's)
-  --top-p X            keep this probability mass, 0 = off (the bundle's)
-  --schedule S         masked passes: default or none (default)
+  --top-k N            HMAR: keep the k largest logits, 0 = off (the bundle's)
+  --top-p X            HMAR: keep this probability mass, 0 = off (the bundle's)
+  --schedule S         HMAR: masked passes, default or none (default)
+  --re-cfg X           Hi-MAR: guidance strength of the pivots (the bundle's)
+  --num-iter N         Hi-MAR: steps of the dense phase (the bundle's)
   --backend NAME       auto, ort-cpu or ort-cuda (auto)
   --onnxruntime FILE   libonnxruntime.so (the first that the dynamic linker finds)
   --threads N          CPU threads of one operator, 0 = one per core (0)
   --max-batch N        images in one pass; larger requests are split (8)
   --columns N          images in a row (a square)
-  --tokens FILE        also write the tokens: int32, one row of all scales per image
+  --tokens FILE        also write the tokens, an image a row: HMAR's of all scales as int32,
+                       Hi-MAR's dense ones as float32
   --trust-weights      do not hash the weights file
 )";
-
-enum Option {
-    kBundle,
-    kLabels,
-    kOut,
-    kSeed,
-    kFirstIndex,
-    kCfg,
-    kTopK,
-    kTopP,
-    kSchedule,
-    kBackend,
-    kOnnxRuntime,
-    kThreads,
-    kMaxBatch,
-    kColumns,
-    kTokens,
-    kTrustWeights,
-    kShowHelp
-};
-// clang-format off
-constexpr option kOptions[] = {
-    {"bundle", 1, nullptr, kBundle},     {"labels", 1, nullptr, kLabels},
-    {"out", 1, nullptr, kOut},           {"seed", 1, nullptr, kSeed},
-    {"first-index", 1, nullptr, kFirstIndex}, {"cfg", 1, nullptr, kCfg},
-    {"top-k", 1, nullptr, kTopK},        {"top-p", 1, nullptr, kTopP},
-    {"schedule", 1, nullptr, kSchedule}, {"backend", 1, nullptr, kBackend},
-    {"onnxruntime", 1, nullptr, kOnnxRuntime}, {"threads", 1, nullptr, kThreads},
-    {"max-batch", 1, nullptr, kMaxBatch}, {"columns", 1, nullptr, kColumns},
-    {"tokens", 1, nullptr, kTokens},     {"trust-weights", 0, nullptr, kTrustWeights},
-    {"help", 0, nullptr, kShowHelp},     {nullptr, 0, nullptr, 0}};
-// clang-format on
 
 [[noreturn]] void fail(const std::string& message) {
     std::fprintf(stderr, "error: %s; see hmar-generate --help\n", message.c_str());
     std::exit(2);
 }
 
-template <typename Number>
-Number number(const char* name, const char* text) {
-    const std::string whole = text;
-    Number value{};
-    const auto [end, code] = std::from_chars(whole.data(), whole.data() + whole.size(), value);
-    if (code != std::errc{} || end != whole.data() + whole.size()) {
-        fail(std::string("--") + name + " takes a number, got '" + whole + "'");
+template <typename T>
+struct ValueOf {
+    using type = T;
+};
+template <typename T>
+struct ValueOf<std::optional<T>> {
+    using type = T;
+};
+
+// Sets a field of the options, text or a number.
+template <auto field>
+void set(Options& options, const std::string& name, const std::string& value) {
+    using Field = std::decay_t<decltype(options.*field)>;
+    if constexpr (std::is_same_v<Field, std::string>) {
+        options.*field = value;
+    } else {
+        typename ValueOf<Field>::type number{};
+        const auto [end, code] = std::from_chars(value.data(), value.data() + value.size(), number);
+        if (code != std::errc{} || end != value.data() + value.size()) {
+            fail(name + " takes a number, got '" + value + "'");
+        }
+        options.*field = number;
     }
-    return value;
 }
+
+struct Entry {
+    const char* name;
+    void (*set)(Options&, const std::string& name, const std::string& value);
+};
+
+constexpr Entry kEntries[] = {
+    {"--bundle", set<&Options::bundle>},
+    {"--labels", set<&Options::labels>},
+    {"--out", set<&Options::out>},
+    {"--seed", set<&Options::seed>},
+    {"--first-index", set<&Options::first_index>},
+    {"--cfg", set<&Options::cfg>},
+    {"--top-k", set<&Options::top_k>},
+    {"--top-p", set<&Options::top_p>},
+    {"--schedule", set<&Options::schedule>},
+    {"--re-cfg", set<&Options::re_cfg>},
+    {"--num-iter", set<&Options::num_iter>},
+    {"--backend", set<&Options::backend>},
+    {"--onnxruntime", set<&Options::library>},
+    {"--threads", set<&Options::threads>},
+    {"--max-batch", set<&Options::max_batch>},
+    {"--columns", set<&Options::columns>},
+    {"--tokens", set<&Options::tokens>},
+};
 
 }  // namespace
 
 Options parse_options(int argc, char** argv) {
     Options options;
-    int index = 0;
-    for (int which; (which = getopt_long(argc, argv, "", kOptions, &index)) != -1;) {
-        if (which == '?') fail("the command line was not understood");
-        const char* name = kOptions[index].name;
-        switch (which) {
-            case kBundle:
-                options.bundle = optarg;
-                break;
-            case kLabels:
-                options.labels = optarg;
-                break;
-            case kOut:
-                options.out = optarg;
-                break;
-            case kSeed:
-                options.seed = number<uint64_t>(name, optarg);
-                break;
-            case kFirstIndex:
-                options.first_index = number<uint64_t>(name, optarg);
-                break;
-            case kCfg:
-                options.cfg = number<double>(name, optarg);
-                break;
-            case kTopK:
-                options.top_k = number<int32_t>(name, optarg);
-                break;
-            case kTopP:
-                options.top_p = number<double>(name, optarg);
-                break;
-            case kSchedule:
-                options.schedule = optarg;
-                break;
-            case kBackend:
-                options.backend = optarg;
-                break;
-            case kOnnxRuntime:
-                options.library = optarg;
-                break;
-            case kThreads:
-                options.threads = number<int32_t>(name, optarg);
-                break;
-            case kMaxBatch:
-                options.max_batch = number<int32_t>(name, optarg);
-                break;
-            case kColumns:
-                options.columns = number<int32_t>(name, optarg);
-                break;
-            case kTokens:
-                options.tokens = optarg;
-                break;
-            case kTrustWeights:
-                options.check_weights = false;
-                break;
-            case kShowHelp:
-                std::fputs(kHelp, stdout);
-                std::exit(0);
+    for (int i = 1; i < argc; ++i) {
+        const std::string name = argv[i];
+        if (name == "--help") {
+            std::fputs(kHelp, stdout);
+            std::exit(0);
         }
+        if (name == "--trust-weights") {
+            options.check_weights = false;
+            continue;
+        }
+        const Entry* entry = std::begin(kEntries);
+        while (entry != std::end(kEntries) && name != entry->name) ++entry;
+        if (entry == std::end(kEntries)) fail("unknown option '" + name + "'");
+        if (++i == argc) fail(name + " takes a value");
+        entry->set(options, name, argv[i]);
     }
-    if (optind < argc) fail(std::string("unexpected argument '") + argv[optind] + "'");
     if (options.bundle.empty() || options.labels.empty() || options.out.empty()) {
         fail("--bundle, --labels and --out are needed");
-    }
-    if (options.schedule != "default" && options.schedule != "none") {
-        fail("--schedule must be default or none, got '" + options.schedule + "'");
     }
     return options;
 }
