@@ -176,14 +176,19 @@ class CppSession:
         image_index: Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
         draws: Draws | None = None,
+        known: tuple[np.ndarray, np.ndarray] | None = None,
         on_scale: Callable[[ScaleEvent], int] | None = None,
     ) -> dict[str, np.ndarray]:
-        """`image` float32, `pixels` uint8 and `s{k}_tokens` of a generation."""
-        request, keep = Request(), []
+        """`image` float32, `pixels` uint8 and `s{k}_tokens` of a generation.
+
+        Args:
+            known: tokens (B, L) and which of them to keep.
+        """
+        request, kept = Request(), []
 
         def address(values: Any, dtype: Any) -> int:
-            keep.append(np.ascontiguousarray(values, dtype))
-            return keep[-1].ctypes.data
+            kept.append(np.ascontiguousarray(values, dtype))
+            return kept[-1].ctypes.data
 
         self.library("request_init", self.bundle, ctypes.byref(request))
         request.labels, request.num_images = address(labels, np.int32), len(labels)
@@ -206,6 +211,10 @@ class CppSession:
             request.uniforms = address(values, np.float64)
         elif isinstance(draws, ArgmaxDraws):
             request.draws = ARGMAX
+        if known is not None:
+            tokens, keep_BL = known
+            request.known_tokens = address(tokens, np.int32)
+            request.keep, request.num_known = address(keep_BL, np.uint8), tokens.size
         if on_scale is not None:
             request.on_scale = OnScale(lambda event, _: on_scale(event.contents))
         B, side = len(labels), self.info.image_side_px

@@ -106,6 +106,17 @@ def test_encoding_and_callbacks(session: CppSession, tiny_pipeline: Pipeline) ->
     assert events == [(k, k + 1, 2, images[f"s{k}_tokens"][0, 0]) for k in (0, 1)]
 
 
+def test_known_tokens_stay(session: CppSession) -> None:
+    rng = np.random.default_rng(0)
+    tokens, keep = rng.integers(0, 64, (2, 30)), rng.random((2, 30)) < 0.5
+    edited = session.generate([3, 8], seed=2, known=(tokens, keep))
+    result = np.concatenate([edited[f"s{k}_tokens"] for k in range(4)], axis=1)
+    np.testing.assert_array_equal(result[keep], tokens[keep])
+    free = session.generate([3, 8], seed=2)
+    none = session.generate([3, 8], seed=2, known=(tokens, np.zeros_like(keep)))
+    np.testing.assert_array_equal(none["pixels"], free["pixels"])
+
+
 def test_wrong_use_is_answered(library: Library, session: CppSession, tmp_path: Path) -> None:
     with pytest.raises(StatusError, match=r"HMAR_INVALID_BUNDLE: .*no bundle here"):
         CppSession(library, tmp_path)

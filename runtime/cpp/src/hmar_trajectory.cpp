@@ -47,8 +47,9 @@ Tensor HmarTrajectory::run() {
         tokens_.push_back(tokens);
         if (request_.on_scale) {
             const auto preview = [&](uint8_t* pixels) {
-                const auto* image = static_cast<const float*>(decode(runner_, f_hat).data.get());
-                to_uint8(image, part_.count, size_t(model_.image_side_px), pixels);
+                const Tensor image = decode(runner_, f_hat);
+                const auto* values = static_cast<const float*>(image.data.get());
+                to_uint8(values, part_.count, size_t(model_.image_side_px), pixels);
             };
             const auto* values = static_cast<const int32_t*>(tokens.data.get());
             request_.on_scale({k, pn, S, part_, values, preview});
