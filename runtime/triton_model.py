@@ -12,7 +12,9 @@ import triton_python_backend_utils as pb_utils  # only there within the server
 
 from runtime.config import SamplingConfig
 from runtime.errors import DeployError
-from runtime.pipeline import NO_CLASS, Pipeline
+from runtime.pipeline import Pipeline
+
+NO_CLASS = -1  # as in `Pipeline.generate`
 
 
 class TritonPythonModel:
