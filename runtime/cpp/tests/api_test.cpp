@@ -128,6 +128,9 @@ void test_misuse_of_arguments(const hmar::Bundle& bundle, const hmar::Session& s
     hmar::call(hmar_request_init, bundle.handle(), &request);
     const int32_t labels[] = {1, 2};
     request.labels = labels, request.num_images = 2;
+    size_t num_uniforms = 0;
+    hmar::call(hmar_request_num_uniforms, session.handle(), &request, &num_uniforms);
+    CHECK(num_uniforms == 122);
     std::vector<int32_t> tokens(60);
     hmar_output output{};
     const auto generate = [&](const char* part) {
