@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from runtime.config import SamplingConfig
+from runtime.given import KeptTokens
 from runtime.pipeline import Pipeline
 from tests.cases import draws_of, labels_of, sampling_of
 from tests.cpp_build import CppBuild, build_cpp, call
@@ -106,15 +107,22 @@ def test_encoding_and_callbacks(session: CppSession, tiny_pipeline: Pipeline) ->
     assert events == [(k, k + 1, 2, images[f"s{k}_tokens"][0, 0]) for k in (0, 1)]
 
 
-def test_known_tokens_stay(session: CppSession) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.9, 1.0])
+def test_known_tokens_as_in_python(
+    session: CppSession, tiny_pipeline: Pipeline, share: float
+) -> None:
     rng = np.random.default_rng(0)
-    tokens, keep = rng.integers(0, 64, (2, 30)), rng.random((2, 30)) < 0.5
-    edited = session.generate([3, 8], seed=2, known=(tokens, keep))
-    result = np.concatenate([edited[f"s{k}_tokens"] for k in range(4)], axis=1)
-    np.testing.assert_array_equal(result[keep], tokens[keep])
-    free = session.generate([3, 8], seed=2)
-    none = session.generate([3, 8], seed=2, known=(tokens, np.zeros_like(keep)))
-    np.testing.assert_array_equal(none["pixels"], free["pixels"])
+    tokens, keep = rng.integers(0, 64, (3, 30)), rng.random((3, 30)) < share
+    sampling = SamplingConfig(
+        cfg=2.0, top_k=40, top_p=0.9, mask_schedule=[[], [1, 3], [2, 3, 4], [4, 4, 8]]
+    )
+    ours = session.generate([3, 8, -1], seed=2, sampling=sampling, known=(tokens, keep))
+    maps, kept = (np.split(values, [1, 5, 14], axis=1) for values in (tokens, keep))
+    given = KeptTokens(tokens=maps, kept=kept)
+    theirs = tiny_pipeline.generate([3, 8, -1], seed=2, sampling=sampling, given=given)
+    np.testing.assert_array_equal(ours["pixels"], theirs)
+    for k in range(4):
+        np.testing.assert_array_equal(ours[f"s{k}_tokens"][kept[k]], maps[k][kept[k]])
 
 
 def test_wrong_use_is_answered(library: Library, session: CppSession, tmp_path: Path) -> None:
