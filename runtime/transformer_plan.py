@@ -22,7 +22,6 @@ PASSES: tuple[Kind, ...] = ("ns_trunk", "mask_trunk")
 EPS = 1e-6  # of every layer norm
 VECTORS = ("gamma1", "gamma2", "scale1", "scale2", "shift1", "shift2")
 """Modulation vectors of a block, in their order in memory."""
-FEW_ROWS = 512  # up to which weights are brought to the cache ahead of their use
 HALF, FLOAT = 2, 4  # bytes
 
 
@@ -107,11 +106,9 @@ def plan_pass(
     """
     planner = _Planner(sizes, images, length, kernels)
     stack = [(group, i) for group in ("base", branch) for i in range(sizes.layers[group])]
-    names = [f"{group}_blocks.{i}" for group, i in stack]
-    following = [f"{name}.qkv" for name in names[1:]] + [f"{branch}_head"]
-    for (group, i), name, after in zip(stack, names, following, strict=True):
+    for group, i in stack:
         ada = _Modulation(f"ada_{group}", sizes.layers[group] * 6 * sizes.width, i, sizes.width)
-        planner.block(name, ada, after)
+        planner.block(f"{group}_blocks.{i}", ada)
     planner.head(branch)
     return planner.plan()
 
@@ -143,16 +140,14 @@ class _Planner:
         self._steps: list[Step] = []
         self._scratch, self._num_arrivals = Scratch(), 0
 
-    def block(self, name: str, ada: _Modulation, after: str) -> None:
-        """One block; `after` is the linear layer that follows it."""
-        C = self._sizes.width
+    def block(self, name: str, ada: _Modulation) -> None:
+        C, hidden = self._sizes.width, self._sizes.hidden
         self._normalize(ada.place, ada.stride, ada.at("scale1"), ada.at("shift1"))
-        self._linear("qkv", name, "rows", self._wide(3 * C), (C, 3 * C), ahead=f"{name}.proj")
-        self._attend(name, ahead=f"{name}.fc1")
-        self._linear("proj", name, "rows", "stream", (C, C), ada, "gamma1", ahead=f"{name}.fc2")
+        self._linear("qkv", name, "rows", self._wide(3 * C), (C, 3 * C))
+        self._attend(name)
+        self._linear("proj", name, "rows", "stream", (C, C), ada, "gamma1")
         self._normalize(ada.place, ada.stride, ada.at("scale2"), ada.at("shift2"))
-        hidden = self._sizes.hidden
-        self._linear("fc1", name, "rows", self._wide(hidden), (C, hidden), ahead=after)
+        self._linear("fc1", name, "rows", self._wide(hidden), (C, hidden))
         self._linear("fc2", name, "wide", "stream", (hidden, C), ada, "gamma2")
 
     def head(self, branch: str) -> None:
@@ -192,7 +187,7 @@ class _Planner:
             eps=EPS,
         )
 
-    def _attend(self, name: str, ahead: str) -> None:
+    def _attend(self, name: str) -> None:
         kernel, entry = self._select("attention", self._length)
         grid = (
             blocks(self._length, entry["constants"]["BLOCK_Q"]),
@@ -200,9 +195,7 @@ class _Planner:
             self._images,
         )
         pointers = {"qkv": "wide", "scale_mul": f"{name}.scale_mul", "out": "rows"}
-        pointers["ahead"], ahead_nbytes = self._ahead(ahead)
-        C = self._sizes.width
-        self._add(kernel, grid, pointers, length=self._length, width=C, ahead_nbytes=ahead_nbytes)
+        self._add(kernel, grid, pointers, length=self._length, width=self._sizes.width)
 
     def _linear(
         self,
@@ -213,7 +206,6 @@ class _Planner:
         shape: tuple[int, int],
         ada: _Modulation | None = None,
         gate: str = "",
-        ahead: str = "",
     ) -> None:
         depth, width = shape
         kernel, entry = self._select(layer, self._rows)
@@ -236,22 +228,11 @@ class _Planner:
             )
             self._add(kernel, (min(tiles, programs),), pointers, **scalars)
             return
-        if ahead:
-            pointers["ahead"], scalars["ahead_nbytes"] = self._ahead(ahead)
         if of["SPLITS"] > 1:
             nbytes = of["SPLITS"] * self._rows * width * FLOAT
             pointers |= {"partials": self._scratch.add("partials", nbytes), "arrivals": ARRIVALS}
             self._num_arrivals = max(self._num_arrivals, tiles)
         self._add(kernel, (tiles, of["SPLITS"]), pointers, **scalars)
-
-    def _ahead(self, name: str) -> tuple[str, int]:
-        """Weights that are brought to the cache, and how many bytes of them."""
-        if self._rows > FEW_ROWS:
-            return f"{name}.weight", 0
-        C, hidden = self._sizes.width, self._sizes.hidden
-        sizes = {"qkv": 3 * C * C, "proj": C * C, "fc1": C * hidden, "fc2": C * hidden}
-        values = sizes.get(name.rsplit(".", 1)[-1], 2 * C * self._sizes.vocab)
-        return f"{name}.weight", values * HALF
 
     def _add(
         self,

@@ -72,11 +72,10 @@ class HostTransformerKernels:
 
     def _attention(
         self, of: Mapping[str, int], grid: tuple[int, ...], *, qkv: int, scale_mul: int, out: int,
-        length: int, width: int, ahead: int, ahead_nbytes: int,
+        length: int, width: int,
     ) -> None:  # fmt: skip
         tiles, heads, N = grid
         assert tiles == math.ceil(length / of["BLOCK_Q"])
-        memory(ahead, np.uint8, ahead_nbytes).sum()  # readable
         q, k, v = _half(qkv, N, length, 3, heads, 64).permute(2, 0, 3, 1, 4)
         logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)
         scale = torch.from_numpy(memory(scale_mul, np.float32, heads))[:, None, None]
@@ -85,15 +84,13 @@ class HostTransformerKernels:
 
     def _linear(
         self, of: Mapping[str, int], grid: tuple[int, ...], *, rows: int, width: int,
-        partials: int = 0, arrivals: int = 0, ahead: int = 0, ahead_nbytes: int = 0, **rest: int,
+        partials: int = 0, arrivals: int = 0, **rest: int,
     ) -> None:  # fmt: skip
         tiles = math.ceil(rows / of["BLOCK_M"]) * math.ceil(width / of["BLOCK_N"])
         assert grid == (tiles, of["SPLITS"])
         if of["SPLITS"] > 1:
             assert not memory(arrivals, np.int32, tiles).any()
             memory(partials, np.float32, of["SPLITS"], rows, width)[...] = np.nan
-        if ahead_nbytes:
-            memory(ahead, np.uint8, ahead_nbytes).sum()  # readable
         self._compute(of, rows=rows, width=width, **rest)
 
     def _wide(

@@ -37,15 +37,15 @@ EPILOGUE_CODES = {"plain": 0, "gelu": 1, "residual": 2}  # in kernel.py
 
 ALIGNMENT = 16  # of pointers, in bytes, and of widths and places, in values
 PARAMETERS = {
-    **dict.fromkeys(("x", "ada", "weights", "bias", "residual", "out", "qkv", "ahead"), "*fp16"),
+    **dict.fromkeys(("x", "ada", "weights", "bias", "residual", "out", "qkv"), "*fp16"),
     **dict.fromkeys(("scale_mul", "partials"), "*fp32"),
     "arrivals": "*i32",
-    **dict.fromkeys(("rows", "length", "depth", "width", "ada_stride", "ahead_nbytes"), "i32"),
+    **dict.fromkeys(("rows", "length", "depth", "width", "ada_stride"), "i32"),
     **dict.fromkeys(("scale_at", "shift_at", "gate_at"), "i32"),
     "eps": "fp32",
 }
 HEAD_PARAMETERS = {**PARAMETERS, "bias": "*fp32", "out": "*fp32"}
-NOT_ALIGNED = ("rows", "length", "ahead_nbytes", "eps")
+NOT_ALIGNED = ("rows", "length", "eps")
 
 
 def _unit(

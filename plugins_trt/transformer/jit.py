@@ -57,7 +57,7 @@ def linear(
         partials = torch.full((tile.splits, R, n), torch.nan, device=x_Rk.device)
         arrivals = torch.zeros(tiles, dtype=torch.int32, device=x_Rk.device)
     kernel.linear_kernel[(tiles, tile.splits)](
-        *tensors, partials, arrivals, weights_kn, *sizes, 0, **constants, **settings
+        *tensors, partials, arrivals, *sizes, **constants, **settings
     )
     return out_Rn
 
@@ -106,10 +106,8 @@ def attend(
         qkv_Nl3C,
         scale_mul_H,
         out_NlC,
-        qkv_Nl3C,
         l,
         C,
-        0,
         **tile.constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

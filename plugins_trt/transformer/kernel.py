@@ -5,11 +5,9 @@ fp16; sums, norms and logits are float32. A block is seven launches: norm, qkv, 
 projection, norm, and the two layers of the MLP. Widths are run-time arguments, so that the same
 kernels serve models of all sizes.
 
-With few rows the time goes into waiting: for the kernel before, and for weights, of which a pass
-reads all. With OVERLAPS a kernel is put onto its multiprocessors while the one before it writes its
-results, and waits there (programmatic dependent launch); every kernel waits, so that what ran
-before the one before is over, too. And kernels have weights that a later one reads brought to the
-L2 cache (`ahead`), so that memory is never idle.
+With few rows the time goes into waiting for the kernel before. With OVERLAPS a kernel is put onto
+its multiprocessors while the one before it writes its results, and waits there (programmatic
+dependent launch); every kernel waits, so that what ran before the one before is over, too.
 """
 
 from __future__ import annotations
@@ -30,32 +28,9 @@ RESIDUAL = tl.constexpr(2)  # gated, and added to the residual stream
 
 
 @triton.jit
-def _begin(ahead, ahead_nbytes, OVERLAPS: tl.constexpr):
-    """Has this program's share of the weights ahead brought to the L2 cache, and waits until all
-    kernels before this one are over."""
+def _begin(OVERLAPS: tl.constexpr):
+    """Waits until all kernels before this one are over."""
     if OVERLAPS:
-        num_programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
-        program = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-        program = program * tl.num_programs(0) + tl.program_id(0)
-        share = tl.cdiv(tl.cdiv(ahead_nbytes, num_programs), 16) * 16
-        first = program.to(tl.int64) * share
-        size = tl.maximum(tl.minimum(ahead_nbytes - first, share), 0).to(tl.int32)
-        tl.inline_asm_elementwise(
-            """{
-            .reg .pred p;
-            .reg .u32 thread;
-            mov.u32 thread, %tid.x;
-            setp.eq.u32 p, thread, 0;
-            setp.gt.and.s32 p, $2, 0, p;
-            @p cp.async.bulk.prefetch.L2.global [$1], $2;
-            mov.u32 $0, 0;
-            }""",
-            "=r,l,r",
-            [ahead.to(tl.int64, bitcast=True) + first, size],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
         gdc_wait()
 
 
@@ -81,7 +56,7 @@ def normalize_kernel(
             what it lacks of the float32 one.
         BLOCK: values read at once.
     """
-    _begin(ada, 0, OVERLAPS)
+    _begin(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     x += row * width
     out += row * width * (2 if HAS_LOW else 1)
@@ -157,8 +132,8 @@ def _write(
 
 @triton.jit
 def linear_kernel(
-    x, ada, weights, bias, residual, out, partials, arrivals, ahead,
-    rows, length, depth, width, ada_stride, gate_at, ahead_nbytes,
+    x, ada, weights, bias, residual, out, partials, arrivals,
+    rows, length, depth, width, ada_stride, gate_at,
     EPILOGUE: tl.constexpr, HAS_LOW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     SPLITS: tl.constexpr, OVERLAPS: tl.constexpr,
@@ -178,20 +153,21 @@ def linear_kernel(
         out: (rows, width).
         partials: (SPLITS, rows, width) float32, scratch memory where SPLITS > 1.
         arrivals: (tiles,) int32 where SPLITS > 1: zero before, and zero again after.
-        ahead: `ahead_nbytes` that a later kernel reads.
         depth, width: multiples of 64; BLOCK_K divides `depth`.
         EPILOGUE: PLAIN, GELU, or RESIDUAL: residual + gate * (x @ weights + bias).
         GROUP_M: row tiles that are computed together.
     """
-    _begin(ahead, ahead_nbytes, OVERLAPS)
+    _begin(OVERLAPS)
     tile, split = tl.program_id(0), tl.program_id(1)
     first_m, first_n = _locate(tile, rows, width, BLOCK_M, BLOCK_N, GROUP_M)
-    # rows and columns beyond the last ones are computed and dropped
-    read_M = tl.minimum(first_m + tl.arange(0, BLOCK_M), rows - 1).to(tl.int64)
+    row_M = first_m + tl.arange(0, BLOCK_M)
+    is_row_M1 = (row_M < rows)[:, None]
     offs_N = first_n + tl.arange(0, BLOCK_N)
+    # columns beyond the last one are read elsewhere and dropped; were rows, too, all programs would
+    # wait for the same one
     read_N = tl.max_contiguous(tl.multiple_of(offs_N % width, 16), 16)
     offs_K = tl.arange(0, BLOCK_K)
-    x_MK = x + read_M[:, None] * depth * (2 if HAS_LOW else 1) + offs_K[None, :]
+    x_MK = x + row_M.to(tl.int64)[:, None] * depth * (2 if HAS_LOW else 1) + offs_K[None, :]
     w_KN = weights + offs_K[:, None] * width + read_N[None, :]
     total_depth = depth * (3 if HAS_LOW else 1)
     steps = tl.cdiv(total_depth // BLOCK_K, SPLITS)
@@ -199,7 +175,8 @@ def linear_kernel(
     acc_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(first_k, tl.minimum(first_k + steps * BLOCK_K, total_depth), BLOCK_K):
         x_k, w_k = _depths(k, depth, HAS_LOW)
-        acc_MN = tl.dot(tl.load(x_MK + x_k), tl.load(w_KN + w_k * width), acc=acc_MN)
+        a_MK = tl.load(x_MK + x_k, mask=is_row_M1, other=0.0)
+        acc_MN = tl.dot(a_MK, tl.load(w_KN + w_k * width), acc=acc_MN)
     _end(OVERLAPS)
     if SPLITS == 1:
         _write(
@@ -207,8 +184,7 @@ def linear_kernel(
             gate_at, EPILOGUE,
         )  # fmt: skip
     else:
-        row_M = first_m + tl.arange(0, BLOCK_M)
-        is_value_MN = (row_M < rows)[:, None] & (offs_N < width)[None, :]
+        is_value_MN = is_row_M1 & (offs_N < width)[None, :]
         place_MN = partials + row_M[:, None] * width + offs_N[None, :]
         tl.store(place_MN + split * rows * width, acc_MN, mask=is_value_MN)
         tl.debug_barrier()  # the program's partial sums are all there before it arrives
@@ -247,7 +223,7 @@ def wide_kernel(
     Grid (programs of the GPU,), each of which computes one tile after the other: it loads the
     next tile's first steps while it stores a tile. Tiles are loaded by the copy engine.
     """
-    _begin(ada, 0, OVERLAPS)
+    _begin(OVERLAPS)
     x_tiles = tl.make_tensor_descriptor(
         x,
         shape=[rows, depth * (2 if HAS_LOW else 1)],
@@ -287,7 +263,7 @@ def _inverse_norm(x_Nd):
 
 @triton.jit
 def attention_kernel(
-    qkv, scale_mul, out, ahead, length, width, ahead_nbytes,
+    qkv, scale_mul, out, length, width,
     BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attention of unit-length queries and keys within each image. Grid (query blocks, heads, N).
@@ -296,10 +272,9 @@ def attention_kernel(
         qkv: (N, length, 3, width), `width` being heads times 64.
         scale_mul: (heads,) float32, factor on the logits.
         out: (N, length, width).
-        ahead: `ahead_nbytes` that a later kernel reads.
         BLOCK_Q, BLOCK_L: queries of a program, keys of a step.
     """
-    _begin(ahead, ahead_nbytes, OVERLAPS)
+    _begin(OVERLAPS)
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     qkv += image * length * 3 * width + head * HEAD_DIM
     offs_Q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)

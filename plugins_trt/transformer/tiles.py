@@ -68,36 +68,36 @@ class AttentionTile:
 
 
 FEW = Tile(rows=16, columns=32, num_stages=4)
-SOME = Tile(rows=32, columns=32)
+SOME = Tile(rows=16, columns=64, num_stages=4)
+SOME_QUARTERS = Tile(rows=16, columns=64, splits=4, num_stages=4)
 NARROW = Tile(rows=64, columns=32)
-SQUARE = Tile(rows=64, columns=128)
+NARROW_QUARTERS = Tile(rows=64, columns=32, splits=4)
+SQUARE = Tile(rows=64, columns=64)
+SQUARE_SHALLOW = Tile(rows=64, columns=64, depth=64, num_stages=4)
 QUARTERS = Tile(rows=64, columns=64, splits=4)
+LONG = Tile(rows=64, columns=128, depth=64, num_stages=4)
 HALVES = Tile(rows=64, columns=128, splits=2)
+LARGE = Tile(rows=128, columns=128, depth=64, num_warps=8, num_stages=4)
 BROAD = Tile(rows=128, columns=128, depth=64, is_wide=True, num_warps=8, num_stages=4)
 WIDE = Tile(rows=128, columns=256, depth=64, is_wide=True, num_warps=8)
 HEAD = Tile(rows=64, columns=128, depth=64)
 
 TILES: dict[Layer, dict[int, Tile]] = {
-    "qkv": {0: FEW, 17: SOME, 33: SQUARE, 65: NARROW, 129: SQUARE, 1537: BROAD, 3073: WIDE},
-    "proj": {0: FEW, 17: SOME, 33: QUARTERS, 65: NARROW, 129: SQUARE, 1537: BROAD, 4097: WIDE},
-    "fc1": {
-        0: FEW,
-        17: Tile(rows=32, columns=64, splits=2),
-        33: SQUARE,
-        65: NARROW,
-        129: SQUARE,
-        1537: WIDE,
+    "qkv": {
+        0: FEW, 17: SOME, 33: NARROW, 65: SQUARE, 129: LONG, 257: SQUARE_SHALLOW,
+        1537: LARGE, 1793: BROAD, 3073: WIDE,
     },
+    "proj": {
+        0: Tile(rows=16, columns=32, splits=4), 17: SOME_QUARTERS, 33: NARROW_QUARTERS,
+        65: Tile(rows=64, columns=32, splits=2), 257: SQUARE, 769: LONG, 1537: LARGE, 4097: WIDE,
+    },
+    "fc1": {0: FEW, 17: SOME, 33: NARROW, 129: SQUARE_SHALLOW, 385: LARGE, 1537: WIDE},
     "fc2": {
-        0: Tile(rows=16, columns=32, splits=8),
-        17: Tile(rows=32, columns=64, depth=64, splits=8, num_stages=4),
-        33: QUARTERS,
-        129: HALVES,
-        1537: BROAD,
-        3073: WIDE,
+        0: Tile(rows=16, columns=32, splits=8), 17: SOME_QUARTERS, 33: NARROW_QUARTERS,
+        97: QUARTERS, 257: HALVES, 769: Tile(rows=64, columns=128), 1537: LARGE, 3073: WIDE,
     },
     "head": {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE},
-}
+}  # fmt: skip
 """By layer and number of rows from which on."""
 
 ATTENTION_TILES = {

@@ -1,0 +1,135 @@
+"""Time the transformer's linear layers beside cuBLAS, on a CUDA GPU.
+
+The kernels are those that Triton compiles at first use, with the tiles of
+`plugins_trt/transformer/tiles.py`; --all tries every tile of a layer. cuBLAS computes the product
+and the bias only (of float32 in TF32, for the head). Weights change from call to call, so that they
+come from memory as they do in a pass.
+
+example:
+  python scripts/bench_transformer.py --rows 8,72,512,4096,32768
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+
+from plugins_trt.transformer.tiles import LAYERS, TILES, Layer, Tile
+from scripts.cli import parser, run
+from scripts.gpu_timing import time_graph
+
+L2_NBYTES = 50 << 20  # of an H100: weights of a layer and its copies are more
+TOLERANCE = 2e-3  # of a result against that of the first tile
+
+
+def parse_args() -> argparse.Namespace:
+    p = parser(__doc__)
+    p.add_argument("--width", type=int, default=1024, help="C of the model")
+    p.add_argument("--vocab", type=int, default=4096, help="columns of the head")
+    p.add_argument("--rows", default="8,32,72,200,512,2048,8192,32768", metavar="R,R,…")
+    p.add_argument("--all", action="store_true", help="every tile of a layer, not the chosen one")
+    return p.parse_args()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One layer of so many rows, with operands on the GPU; weights are several copies."""
+
+    layer: Layer
+    x_Rk: Tensor
+    weights: list[Tensor]
+    bias: Tensor
+    residual_Rn: Tensor
+    ada_1n: Tensor
+
+    @classmethod
+    def random(cls, layer: Layer, rows: int, width: int, vocab: int) -> Problem:
+        depth, columns = {
+            "qkv": (width, 3 * width), "proj": (width, width), "fc1": (width, 4 * width),
+            "fc2": (4 * width, width), "head": (2 * width, vocab),
+        }[layer]  # fmt: skip
+        g = torch.Generator("cuda").manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=g, device="cuda").half()
+
+        copies = 1 + L2_NBYTES // (depth * columns * 2)
+        bias = random(columns)
+        return cls(
+            layer=layer,
+            x_Rk=random(rows, depth),
+            weights=[random(depth, columns) * depth**-0.5 for _ in range(copies)],
+            bias=bias.float() if layer == "head" else bias,
+            residual_Rn=random(rows, columns),
+            ada_1n=random(1, columns),
+        )
+
+    @property
+    def flops(self) -> int:
+        return 2 * len(self.x_Rk) * self.weights[0].numel()
+
+    def ours(self, tile: Tile, out_Rn: Tensor) -> Callable[[], None]:
+        """All copies of the layer, one after the other."""
+        from plugins_trt.transformer.jit import linear
+
+        is_gated = self.layer in ("proj", "fc2")
+
+        def call() -> None:
+            for weights in self.weights:
+                linear(
+                    self.x_Rk, weights, self.bias, out_Rn, tile=tile, length=len(self.x_Rk),
+                    has_low=self.layer == "head", has_gelu=self.layer == "fc1", overlaps=True,
+                    residual_Rn=self.residual_Rn if is_gated else None, ada_NC=self.ada_1n,
+                )  # fmt: skip
+
+        return call
+
+    def cublas(self, out_Rn: Tensor) -> Callable[[], None]:
+        k = self.x_Rk.shape[1] // (2 if self.layer == "head" else 1)
+        x_Rk = self.x_Rk[:, :k].to(self.bias.dtype).contiguous()
+        weights = [w[:k].to(self.bias.dtype) for w in self.weights]
+
+        def call() -> None:
+            for w in weights:
+                torch.addmm(self.bias, x_Rk, w, out=out_Rn)
+
+        return call
+
+
+def print_times(problem: Problem, tiles: list[Tile]) -> None:
+    out_Rn = torch.empty_like(problem.residual_Rn, dtype=problem.bias.dtype)
+    count, expected = len(problem.weights), None
+    base_us = time_graph(problem.cublas(out_Rn)).median_ms * 1e3 / count
+    print(f"{problem.layer} {len(problem.x_Rk)} rows: cuBLAS {base_us:.1f} us")
+    for tile in tiles:
+        call = problem.ours(tile, out_Rn.fill_(torch.nan))
+        call()
+        expected = out_Rn.float() if expected is None else expected
+        error = float((out_Rn.float() - expected).norm() / expected.norm())
+        if not error < TOLERANCE:
+            raise ValueError(f"{tile} differs from {tiles[0]} by {error:.3g}")
+        us = time_graph(call).median_ms * 1e3 / count
+        print(f"  {us:8.1f} us {problem.flops / us * 1e-6:6.0f} TFLOP/s  {tile}")
+
+
+def main() -> None:
+    args = parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    print(torch.cuda.get_device_name(), "PyTorch", torch.__version__)
+    for rows in map(int, args.rows.split(",")):
+        for layer in LAYERS:
+            chosen = TILES[layer][max(start for start in TILES[layer] if start <= rows)]
+            tiles = list(dict.fromkeys(TILES[layer].values())) if args.all else [chosen]
+            print_times(Problem.random(layer, rows, args.width, args.vocab), tiles)
+
+
+if __name__ == "__main__":
+    run(main, RuntimeError)
