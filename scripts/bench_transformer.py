@@ -74,13 +74,14 @@ class Problem:
 
     @property
     def flops(self) -> int:
-        return 2 * len(self.x_Rk) * self.weights[0].numel()
+        """Of the product, which the head computes from the halves of its operands."""
+        return (1 if self.layer == "head" else 2) * len(self.x_Rk) * self.weights[0].numel()
 
     def ours(self, tile: Tile, out_Rn: Tensor) -> Callable[[], None]:
         """All copies of the layer, one after the other."""
-        from plugins_trt.transformer.jit import linear
+        from plugins_trt.transformer.jit import linear, make_shared
 
-        is_gated = self.layer in ("proj", "fc2")
+        is_gated, shared = self.layer in ("proj", "fc2"), make_shared(out_Rn, tile)
 
         def call() -> None:
             for weights in self.weights:
@@ -88,6 +89,7 @@ class Problem:
                     self.x_Rk, weights, self.bias, out_Rn, tile=tile, length=len(self.x_Rk),
                     has_low=self.layer == "head", has_gelu=self.layer == "fc1", overlaps=True,
                     residual_Rn=self.residual_Rn if is_gated else None, ada_NC=self.ada_1n,
+                    shared=shared,
                 )  # fmt: skip
 
         return call

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from plugins_trt.transformer import kernel
@@ -24,6 +25,7 @@ def linear(
     residual_Rn: Tensor | None = None,
     ada_NC: Tensor | None = None,
     gate_at: int = 0,
+    shared: tuple[Tensor, Tensor] | None = None,
     overlaps: bool = False,
 ) -> Tensor:
     """A linear layer and what follows it, into `out_Rn`; arguments as of `linear_kernel`.
@@ -31,6 +33,7 @@ def linear(
     Args:
         has_low: `x_Rk` and `weights_kn` have rounded values and what these lack.
         residual_Rn: adds the gated result to this.
+        shared: from `make_shared`, for a tile with splits; made here if it is None.
     """
     (R, k), n = x_Rk.shape, out_Rn.shape[1]
     depth = k // 2 if has_low else k
@@ -50,16 +53,22 @@ def linear(
     settings = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, **_launch(overlaps)}
     tiles = tile.count(R, n)
     if tile.is_wide:
+        triton.set_allocator(_allocate)
         kernel.wide_kernel[(min(tiles, PROGRAMS),)](*tensors, *sizes, **constants, **settings)
         return out_Rn
-    partials, arrivals = x_Rk, x_Rk
-    if tile.splits > 1:
-        partials = torch.full((tile.splits, R, n), torch.nan, device=x_Rk.device)
-        arrivals = torch.zeros(tiles, dtype=torch.int32, device=x_Rk.device)
     kernel.linear_kernel[(tiles, tile.splits)](
-        *tensors, partials, arrivals, *sizes, **constants, **settings
+        *tensors, *(shared or make_shared(out_Rn, tile)), *sizes, **constants, **settings
     )
     return out_Rn
+
+
+def make_shared(out_Rn: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+    """Partial sums, which begin as NaN, and arrivals of `linear` with this tile."""
+    (R, n), device = out_Rn.shape, out_Rn.device
+    return (
+        torch.full((tile.splits, R, n) if tile.splits > 1 else (0,), torch.nan, device=device),
+        torch.zeros(tile.count(R, n), dtype=torch.int32, device=device),
+    )
 
 
 def normalize(
@@ -114,6 +123,11 @@ def attend(
         **_launch(overlaps),
     )
     return out_NlC
+
+
+def _allocate(nbytes: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory for what `wide_kernel` tells the copy engine of its operands."""
+    return torch.empty(nbytes, dtype=torch.int8, device="cuda")
 
 
 def _launch(overlaps: bool) -> dict[str, Any]:
