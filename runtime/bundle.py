@@ -25,7 +25,7 @@ Kind = Literal[
     "cond", "embed_first", "embed_ns", "embed_mask", "ns_trunk", "mask_trunk", "ns_prefix",
     "ns", "mask", "mask_input", "quant", "decode", "encode", "score",
     "pivot", "dense", "denoise_pivot", "denoise_dense", "decode_pivot",
-    "denoise_pivot_unguided", "denoise_dense_unguided",
+    "denoise_pivot_unguided", "denoise_dense_unguided", "modulate_pivot", "denoise_pivot_modulated",
 ]  # fmt: skip
 
 Family = Literal["hmar", "himar"]

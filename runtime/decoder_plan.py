@@ -61,6 +61,8 @@ def read_sizes(manifest: Manifest) -> DecoderSizes:
     Raises:
         BackendUnavailableError: it is not in float16, or its input or output is another.
     """
+    if manifest.family != "hmar":
+        raise BackendUnavailableError("the decoder's kernels are for HMAR's tokenizer")
     tensors = {n: spec for n, spec in manifest.tensors.items() if n.startswith(PREFIXES)}
     if dtypes := {spec.dtype for spec in tensors.values()} - {"float16"}:
         raise BackendUnavailableError(

@@ -13,15 +13,25 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from runtime.bundle import STORED_AS, GraphSpec, Kind, Manifest, TensorSpec
+from runtime.bundle import (
+    STORED_AS,
+    GraphSpec,
+    HiMARSamplingDefaults,
+    Kind,
+    Manifest,
+    TensorSpec,
+)
+from runtime.himar_profiles import STEPPED, step_lengths
 
 Layout = Literal["profiles", "per-scale"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 Guidance = Literal["default", "any"]
 GUIDANCES: tuple[str, ...] = get_args(Guidance)
 Dims = dict[str, int]
-ROWS = ("N", "B")
-"""Symbolic dimensions of rows; all others are fixed by the scale."""
+HALVED = "2B"
+"""Rows of a graph that guides, which come in two halves."""
+ROWS = ("N", "B", HALVED)
+"""Symbolic dimensions of rows; all others are fixed by the scale or step."""
 
 TRUNKS: tuple[Kind, ...] = ("embed_first", "embed_ns", "ns_trunk", "embed_mask", "mask_trunk")
 STEPS: tuple[Kind, ...] = ("ns", "mask")
@@ -29,10 +39,13 @@ OPTIONAL: tuple[Kind, ...] = ("ns_prefix", "score")
 MASKED: tuple[Kind, ...] = ("embed_mask", "mask_trunk", "mask")
 ATTENTION_KINDS: tuple[Kind, ...] = ("ns_trunk", "mask_trunk", "ns", "mask", *OPTIONAL)
 """Kinds of graph that hold the attention op."""
-STAGED: tuple[Kind, ...] = ("encode", "decode")
+STAGED: tuple[Kind, ...] = ("encode", "decode", "decode_pivot")
 """Kinds of graph that can be built in stages: the convolutional networks."""
 
 MAX_BATCH = 4096
+MODULATED_BATCH = 32
+"""Images up to which the pivots' modulations are made for all diffusion steps at once: they save
+reading weights, and take 25 MB an image of Hi-MAR-B."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +55,11 @@ class EngineOptions:
     Attributes:
         batches: numbers of images, the batch buckets; other batches are padded to the next one.
         layout: "profiles" builds the scale-generic trunks, one engine with a profile per scale and
-            bucket; "per-scale" builds one engine per step graph instead.
+            bucket, of Hi-MAR one per phase with a profile per step; "per-scale" builds one engine
+            per step graph instead.
         guidance: "default" builds each pass with or without the unconditional half, as the default
-            settings run it: next-scale passes with, masked passes and the first scale without.
-            "any" builds both, as traces and `skip_guidance_below=0` need them.
+            settings run it: next-scale passes with, masked passes and the first scale without; of
+            Hi-MAR all with. "any" builds both, as traces and `skip_guidance_below=0` need them.
         extra: kinds to build in addition, of `OPTIONAL`.
         leave_out: kinds not to build, since they run elsewhere.
         stages: engines to cut a graph into, by kind, of `STAGED`; 1 = whole. A kind that is not
@@ -93,6 +107,8 @@ class EngineSpec:
 
 def plan_engines(manifest: Manifest, options: EngineOptions) -> list[EngineSpec]:
     """The engines of a bundle, in the order of its graphs."""
+    if manifest.family == "himar":
+        return _plan_himar(manifest, options)
     kinds = set(get_args(Kind)) - set(OPTIONAL) - set(STEPS if options.layout == "profiles" else ())
     if options.layout == "per-scale":
         kinds -= set(TRUNKS)
@@ -108,10 +124,40 @@ def plan_engines(manifest: Manifest, options: EngineOptions) -> list[EngineSpec]
     ]
 
 
+def _plan_himar(manifest: Manifest, options: EngineOptions) -> list[EngineSpec]:
+    """The same for Hi-MAR, at the bundle's own number of steps."""
+    engines, per_step = [], options.layout == "per-scale"
+    sampling = manifest.sampling
+    assert isinstance(sampling, HiMARSamplingDefaults)
+    for name, spec in manifest.graphs.items():
+        is_unguided = spec.kind.endswith("_unguided") and options.guidance == "default"
+        if is_unguided or spec.kind in options.leave_out:
+            continue
+        symbols = {d for tensor in spec.inputs for d in tensor.shape if isinstance(d, str)}
+        profiles = tuple(
+            {symbol: size for symbol, size in {**rows, **lengths}.items() if symbol in symbols}
+            for lengths in step_lengths(spec, manifest.himar, sampling, per_step)
+            for rows in _himar_rows(spec.kind, options)
+        )
+        if profiles:
+            engines.append(EngineSpec(graph=name, kind=spec.kind, profiles=profiles))
+    return engines
+
+
+def _himar_rows(kind: Kind, options: EngineOptions) -> list[Dims]:
+    both = [{"B": b, HALVED: 2 * b, "N": 2 * b} for b in options.batches]
+    if kind == "modulate_pivot":
+        return [rows for rows in both if rows["B"] <= MODULATED_BATCH]
+    if options.guidance == "default" or kind not in ("cond", *STEPPED):
+        return both
+    rows = sorted({n for b in options.batches for n in (b, 2 * b)})
+    return [{"N": n} for n in rows]
+
+
 def plan_profiles(
     spec: GraphSpec, patch_nums: Sequence[int], options: EngineOptions
 ) -> tuple[Dims, ...]:
-    """Profiles of one graph: scales of its kind times numbers of rows."""
+    """Profiles of one graph of HMAR: scales of its kind times numbers of rows."""
     symbols = {d for tensor in spec.inputs for d in tensor.shape if isinstance(d, str)}
     return tuple(
         {symbol: size for symbol, size in {**rows, **scale}.items() if symbol in symbols}
@@ -213,6 +259,14 @@ def is_within(profile: Mapping[str, int], max_batch: int) -> bool:
 def rows(dims: Mapping[str, int]) -> int:
     """Number of rows."""
     return next(dims[symbol] for symbol in ROWS if symbol in dims)
+
+
+def pad_rows(array: np.ndarray, rows: int, halves: int) -> np.ndarray:
+    """The array with `rows` rows, contiguous: each half is filled up with copies of its first."""
+    missing = (rows - len(array)) // halves
+    parts = np.split(array, halves)
+    padded = [part for half in parts for part in (half, np.repeat(half[:1], missing, axis=0))]
+    return np.ascontiguousarray(np.concatenate(padded) if missing else array)
 
 
 def with_totals(dims: Mapping[str, int]) -> Dims:

@@ -49,6 +49,8 @@ def glue_weights(manifest: Manifest, read: Callable[[str], np.ndarray]) -> dict[
 
 def check_tensors(manifest: Manifest) -> None:
     """Raises BackendUnavailableError unless the kernels can read a bundle's tensors."""
+    if manifest.family != "hmar":
+        raise BackendUnavailableError("the transformer's kernels are for HMAR")
     if manifest.precision != "fp16":
         raise BackendUnavailableError(
             f"the kernels compute in float16, the bundle in {manifest.precision}; export it with "

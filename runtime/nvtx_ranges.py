@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from runtime.backends.base import StepRunner
 from runtime.backends.wrapped import WrappedRunner
+from runtime.denoising import Denoising
 from runtime.errors import BackendUnavailableError
 
 LIBRARIES = ("libnvtx3interop.so.1", "libnvToolsExt.so.1")
@@ -61,5 +64,14 @@ class MarkedRunner(WrappedRunner):
         self._ranges.push(graph)
         try:
             return super()._run(graph, feeds)
+        finally:
+            self._ranges.pop()
+
+    def denoise(
+        self, step: Denoising, head_cond: Any, images: Sequence[int], seed: int
+    ) -> np.ndarray | None:
+        self._ranges.push(self.manifest.graph(step.kind))
+        try:
+            return super().denoise(step, head_cond, images, seed)
         finally:
             self._ranges.pop()

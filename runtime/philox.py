@@ -55,15 +55,31 @@ def uniforms(
         pass_idx: 0 = next-scale pass, j = j-th masked pass.
         length: tokens.
     """
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed must be in 0..2^64-1, got {seed}")
     if not 0 <= pass_idx < MAX_PASSES:
         raise ValueError(f"at most {MAX_PASSES - 1} masked passes per scale, got pass {pass_idx}")
-    index = np.asarray(image_index, dtype=np.uint64)
-    counter = np.empty((len(index), length, 4), np.uint64)
-    counter[..., 0] = np.arange(length)
-    counter[..., 1] = MAX_PASSES * scale_idx + pass_idx
-    counter[..., 2] = (index & LOW)[:, None]
-    counter[..., 3] = (index >> WORD)[:, None]
-    words = philox_4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    return unit_interval(
+        blocks(seed, image_index, MAX_PASSES * scale_idx + pass_idx, np.arange(length)[None])
+    )
+
+
+def blocks(seed: int, image_index: Sequence[int], second: int, first: np.ndarray) -> np.ndarray:
+    """Output blocks, (B, …, 4) words.
+
+    Args:
+        seed: 0 .. 2^64 - 1, the key.
+        image_index: (B,), words 2 and 3 of the counter.
+        second: word 1 of the counter.
+        first: word 0 of the counter, (B, …), or (1, …) for every image the same.
+    """
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed must be in 0..2^64-1, got {seed}")
+    index = np.asarray(image_index, dtype=np.uint64).reshape(-1, *([1] * (first.ndim - 1)))
+    counter = np.empty((len(index), *first.shape[1:], 4), np.uint64)
+    for word, values in enumerate((first, second, index & LOW, index >> WORD)):
+        counter[..., word] = values
+    return philox_4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
+
+
+def unit_interval(words: np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64, of 53 bits of the first two words of each block."""
     return ((words[..., 0] | (words[..., 1] << WORD)) >> np.uint64(11)) * 2.0**-53

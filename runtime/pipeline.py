@@ -1,31 +1,17 @@
-"""The runtime's entry: load a bundle, generate images, close."""
+"""The pipeline of HMAR: images, token maps and likelihoods."""
 
 from __future__ import annotations
 
-import difflib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import TracebackType
-from typing import NoReturn
 
 import numpy as np
 
-from runtime.backends.base import StepRunner
-from runtime.backends.placement import load_runner
-from runtime.bundle import Bundle, Kind, Manifest
-from runtime.config import (
-    AttentionKind,
-    BackendConfig,
-    BackendName,
-    KernelUse,
-    SamplingConfig,
-)
+from runtime.config import SamplingConfig
 from runtime.draws import Draws, SeededDraws
 from runtime.editing import EditConfig, given_tokens, keep_pixels
-from runtime.errors import PipelineUseError
 from runtime.given import GivenTokens, NothingGiven
+from runtime.pipeline_base import Pipeline
 from runtime.regions import blend
 from runtime.trajectory import (
     Cancel,
@@ -37,8 +23,6 @@ from runtime.trajectory import (
     raise_if_cancelled,
     to_uint8,
 )
-
-NO_CLASS = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,63 +57,8 @@ class Scores:
         return np.add.reduceat(log_prob_BL, starts, axis=1, dtype=np.float64)
 
 
-class Pipeline:
-    """Images from a bundle. Use it as a context manager, or call `close`.
-
-    It belongs to the process that loads it. A call that fails or is interrupted leaves it usable.
-    """
-
-    def __init__(self, runner: StepRunner, max_batch: int, class_names: Sequence[str] = ()) -> None:
-        self.runner, self.max_batch = runner, min(max_batch, runner.max_batch or max_batch)
-        self.class_names = tuple(class_names)
-        self._process, self._is_closed = os.getpid(), False
-
-    @classmethod
-    def load(
-        cls,
-        bundle: Path | str,
-        backend: BackendName = "auto",
-        *,
-        threads: int = 0,
-        max_batch: int = 8,
-        check_weights: bool = True,
-        attention: AttentionKind = "function",
-        placement: Mapping[Kind, BackendName] | None = None,
-        engines: Path | None = None,
-        decoder: KernelUse = "auto",
-        transformer: KernelUse = "auto",
-        nvtx: bool = False,
-    ) -> Pipeline:
-        """Opens a bundle after checking its files against the manifest.
-
-        Args:
-            bundle: the bundle folder.
-            backend, threads, max_batch, check_weights, attention, placement, engines, decoder,
-                transformer, nvtx: see `BackendConfig`.
-
-        Raises:
-            BundleError: the folder is no bundle, or a file is missing or altered.
-            BackendError: the backend is not available or cannot run the bundle.
-        """
-        config = BackendConfig(
-            name=backend,
-            threads=threads,
-            max_batch=max_batch,
-            check_weights=check_weights,
-            placement=placement or {},
-            engines=engines,
-            attention=attention,
-            decoder=decoder,
-            transformer=transformer,
-            nvtx=nvtx,
-        )
-        opened = Bundle.open(bundle)
-        opened.check_files(weights=config.check_weights)
-        return cls(load_runner(opened, config), config.max_batch, opened.class_names())
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.runner.manifest
+class HMARPipeline(Pipeline[SamplingConfig, Draws]):
+    """Images from a bundle of HMAR."""
 
     @property
     def defaults(self) -> SamplingConfig:
@@ -182,11 +111,7 @@ class Pipeline:
         if trace is not None:
             sampling = replace(sampling, skip_guidance_below=0.0)
         schedule = sampling.checked(self.manifest.hmar)
-        indices = list(range(len(rows))) if image_index is None else list(image_index)
-        if len(indices) != len(rows):
-            raise ValueError(f"image_index has {len(indices)} entries for {len(rows)} labels")
-        if any(not 0 <= i < 1 << 64 for i in indices):
-            raise ValueError(f"image_index must be in 0..2^64-1, got {indices}")
+        indices = self._indices(image_index, len(rows))
         at_once = draws is trace is on_scale is given is None and sampling.context == "scale"
         draws = draws or SeededDraws(seed, indices)
         given = given or NothingGiven(len(rows), [pn * pn for pn in self.manifest.hmar.patch_nums])
@@ -223,20 +148,8 @@ class Pipeline:
             ValueError: the images have another size or dtype.
             PipelineUseError: as in `generate`.
         """
-        self._check_usable()
-        side = self.manifest.hmar.image_side_px
-        if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype != np.uint8:
-            raise ValueError(
-                f"images must be (B, {side}, {side}, 3) uint8, got {images.shape} {images.dtype}"
-            )
-        values = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
-        graph = self.manifest.graph("encode")
-        parts = [
-            self.runner.numpy(self.runner.run(graph, {"image": values[part]})["tokens"])
-            for part in self._parts(len(images))
-        ]
         bounds = np.cumsum([pn * pn for pn in self.manifest.hmar.patch_nums])[:-1]
-        return np.split(np.concatenate(parts), bounds, axis=1)
+        return np.split(self._encoded(images), bounds, axis=1)
 
     def edit(
         self,
@@ -375,62 +288,5 @@ class Pipeline:
             raise ValueError(f"tokens must be in 0..{model.vocab_size - 1}, got {low}..{high}")
         return [t.astype(np.int32) for t in images]
 
-    def _rows(self, labels: Sequence[int | str]) -> list[int]:
-        """Rows of the class embedding, after checking the labels."""
-        if len(labels) == 0:
-            raise ValueError("labels is empty; give one class per image")
-        return [self._row(label) for label in labels]
 
-    def _row(self, label: int | str) -> int:
-        classes = self.manifest.hmar.num_classes
-        if isinstance(label, str) and self.class_names:
-            if label not in self.class_names:
-                close = difflib.get_close_matches(label, self.class_names) or self.class_names[:20]
-                raise ValueError(f"class {label!r} is unknown; try {', '.join(close)}")
-            return self.class_names.index(label)
-        is_number = isinstance(label, (int, np.integer)) and not isinstance(label, bool)
-        if not is_number or not NO_CLASS <= int(label) < classes:
-            hint = "" if self.class_names else " (this bundle has no class names)"
-            raise ValueError(
-                f"label {label!r} is out of range: 0..{classes - 1}, or -1 for unconditional{hint}"
-            )
-        return classes if label == NO_CLASS else int(label)
-
-    def _parts(self, count: int) -> list[slice]:
-        return [slice(i, min(i + self.max_batch, count)) for i in range(0, count, self.max_batch)]
-
-    def _check_usable(self) -> None:
-        if self._is_closed:
-            raise PipelineUseError("this pipeline is closed; load it again with Pipeline.load")
-        if os.getpid() != self._process:
-            raise PipelineUseError(
-                f"this pipeline belongs to process {self._process}, which loaded it, this is "
-                f"{os.getpid()}: threads and GPU contexts do not survive a fork; call "
-                'Pipeline.load in each process, on a GPU one started with the method "spawn"'
-            )
-
-    def close(self) -> None:
-        """Frees the backend's resources, which a fork of the process leaves alone."""
-        if not self._is_closed and os.getpid() == self._process:
-            self.runner.close()
-        self._is_closed = True
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a Pipeline cannot be pickled or copied, since it holds sessions or engines of its "
-            "process; hand on the bundle's path, and call Pipeline.load there"
-        )
-
-    def __enter__(self) -> Pipeline:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-__all__ = ["Pipeline", "ScaleEvent", "Scores"]
+__all__ = ["HMARPipeline", "Pipeline", "ScaleEvent", "Scores"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.pipeline import Pipeline
+from runtime.pipeline import HMARPipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Ranking:
 
 
 def rank(
-    pipeline: Pipeline,
+    pipeline: HMARPipeline,
     images: np.ndarray,
     labels: Sequence[int | str],
     on_image: Callable[[int], None] = lambda done: None,
@@ -50,11 +50,11 @@ def rank(
 
     Args:
         images: (N, H, W, 3) uint8 at the model's side.
-        labels: classes as in `Pipeline.generate`.
+        labels: classes as in `HMARPipeline.generate`.
         on_image: called with the number of images that are done.
 
     Raises:
-        ValueError: as `Pipeline.encode` and `Pipeline.score`.
+        ValueError: as `HMARPipeline.encode` and `HMARPipeline.score`.
     """
     tokens = pipeline.encode(images)
     likelihoods = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +11,11 @@ import numpy as np
 
 from runtime.backends.base import StepRunner
 from runtime.backends.wrapped import WrappedRunner
+from runtime.denoising import DENOISERS, Denoising
 
 Track = Literal["step", "host"]
-PASSES = ("ns", "mask", "ns_prefix")
+PASSES = ("ns", "mask", "ns_prefix", *DENOISERS.values())
+"""Kinds of graph whose results the host samples from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +23,9 @@ class Span:
     """A stretch of time, in milliseconds since `TimedRunner.start`.
 
     Attributes:
-        name: of a step its graph, on the host "sampling" (from the logits of a pass to the next
-            step), "download" (waiting for a step's result and copying it), or "other".
+        name: of a step its graph, also where all calls of a denoiser run at once. On the host
+            "sampling" (from the result of a pass or of a denoiser to the next step), "download"
+            (waiting for a step's result and copying it), or "other".
         track: "step" is timed by the runner's own clock, CUDA events where it has a GPU, and
             includes the copying of inputs; host spans lie beside or between steps.
     """
@@ -70,6 +73,18 @@ class TimedRunner(WrappedRunner):
         self._after_pass = self.manifest.graphs[graph].kind in PASSES
         self._since = time.perf_counter()
         return results
+
+    def denoise(
+        self, step: Denoising, head_cond: Any, images: Sequence[int], seed: int
+    ) -> np.ndarray | None:
+        self._close_gap()
+        begin = self.mark()
+        tokens = super().denoise(step, head_cond, images, seed)
+        if tokens is not None:
+            self._steps.append((self.manifest.graph(step.kind), begin, self.mark()))
+            self._after_pass = False
+            self._since = time.perf_counter()
+        return tokens
 
     def numpy(self, value: Any) -> np.ndarray:
         begin = time.perf_counter()

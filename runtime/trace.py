@@ -9,6 +9,8 @@ import numpy as np
 
 # arrays of the guided batch: all conditional rows first, then all unconditional ones
 HALVES = ("_raw",)
+# Hi-MAR's arrays of a phase have its steps first, then the images
+STEPS = ("p1.", "p2.")
 
 
 class Trace:
@@ -43,4 +45,4 @@ def _join(name: str, chunks: list[np.ndarray]) -> np.ndarray:
     if name.endswith(HALVES):
         halves = [np.split(chunk, 2) for chunk in chunks]
         return np.concatenate([half[i] for i in (0, 1) for half in halves])
-    return np.concatenate(chunks)
+    return np.concatenate(chunks, axis=1 if name.startswith(STEPS) else 0)

@@ -29,13 +29,16 @@ from hmar.errors import CheckpointError
 from runtime.bundle import Bundle, Manifest
 from runtime.config import SamplingConfig
 from runtime.errors import DeployError
+from runtime.himar_config import HiMARSamplingConfig
 from runtime.schedule import parse_schedule
+from scripts import himar_generate
 from scripts.build_engines import parse_batches, parse_list
 from scripts.chrome_trace import chrome_trace
 from scripts.cli import parse_placement, parser, run
+from scripts.families import check_options
 from scripts.generation_bench import Bench, BenchConfig
 from scripts.generation_table import lines
-from scripts.generation_times import Effort
+from scripts.generation_times import Effort, Sampling
 from scripts.machine import describe
 
 
@@ -55,6 +58,7 @@ def parse_args() -> argparse.Namespace:
         metavar="S",
         help="masked passes: default, fast, quality, cosine:N, or JSON",
     )
+    himar_generate.add_sampling_options(p)
     p.add_argument("--engines", type=Path, metavar="DIR", help="for trt: folder of engines")
     p.add_argument(
         "--place", metavar="KIND=BACKEND,…", help="for trt: graphs elsewhere, as decode=ort-cpu"
@@ -80,19 +84,41 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def make_config(args: argparse.Namespace, manifest: Manifest) -> BenchConfig:
+def make_sampling(args: argparse.Namespace, manifest: Manifest) -> Sampling:
+    check_options(args, manifest.family)
+    if manifest.family == "himar":
+        return himar_generate.sampling_config(args, HiMARSamplingConfig.defaults(manifest))
     defaults = SamplingConfig.defaults(manifest)
+    return replace(
+        defaults,
+        cfg=defaults.cfg if args.cfg is None else args.cfg,
+        mask_schedule=parse_schedule(
+            args.schedule, defaults.mask_schedule, manifest.hmar.patch_nums
+        ),
+    )
+
+
+def described(bench: Bench) -> str:
+    """The settings in words."""
+    sampling, kinds = (
+        bench.config.sampling,
+        [bench.manifest.graphs[step.graph].kind for step in bench.steps],
+    )
+    if not isinstance(sampling, HiMARSamplingConfig):
+        return f"cfg {sampling.cfg:g}, {kinds.count('mask')} masked passes"
+    return (
+        f"cfg {sampling.cfg:g}, re-cfg {sampling.re_cfg:g} ({sampling.cfg_schedule}), "
+        f"{kinds.count('pivot')} + {kinds.count('dense')} steps, diffusion steps "
+        f"{sampling.pivot_diffusion_steps} and {sampling.dense_diffusion_steps}"
+    )
+
+
+def make_config(args: argparse.Namespace, manifest: Manifest) -> BenchConfig:
     return BenchConfig(
         bundle=args.bundle,
         batches=parse_batches(args.batch),
         backends=parse_list(args.backends, "--backends"),
-        sampling=replace(
-            defaults,
-            cfg=defaults.cfg if args.cfg is None else args.cfg,
-            mask_schedule=parse_schedule(
-                args.schedule, defaults.mask_schedule, manifest.hmar.patch_nums
-            ),
-        ),
+        sampling=make_sampling(args, manifest),
         effort=Effort(warmup=args.warmup, runs=args.runs, max_seconds=args.max_seconds),
         checkpoint=None if args.ckpt is None else (args.ckpt, args.vae),
         placement=parse_placement(args.place),
@@ -105,14 +131,12 @@ def make_config(args: argparse.Namespace, manifest: Manifest) -> BenchConfig:
 def benchmark(args: argparse.Namespace) -> dict[str, Any]:
     manifest = Bundle.open(args.bundle).manifest
     bench = Bench(manifest, make_config(args, manifest))
-    kinds = [manifest.graphs[step.graph].kind for step in bench.steps]
     report: dict[str, Any] = {
         "machine": describe(),
         "bundle": args.bundle.name,
         "precision": manifest.precision,
         "side_px": manifest.model.image_side_px,
-        "cfg": bench.config.sampling.cfg,
-        "masked_passes": kinds.count("mask"),
+        "settings": described(bench),
         "image_flops": bench.image_flops(),
         "ceilings": {},
         "rows": [],

@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.config import SamplingConfig
 from runtime.editing import EditConfig
-from runtime.pipeline import Pipeline
+from runtime.pipeline import HMARPipeline
 from runtime.schedule import parse_schedule
 
 SIDE = 128
@@ -79,7 +79,7 @@ def shown(images: np.ndarray, keep: np.ndarray) -> np.ndarray:
     return np.where(keep[..., None], images, np.uint8(GREY))
 
 
-def sampling_for(pipeline: Pipeline, edit: EditConfig) -> SamplingConfig:
+def sampling_for(pipeline: HMARPipeline, edit: EditConfig) -> SamplingConfig:
     """The bundle's settings; to refine, with the schedule `quality`."""
     if not edit.refine_rounds:
         return pipeline.defaults

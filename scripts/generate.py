@@ -1,7 +1,8 @@
 """Generate images from a bundle and write them as one grid.
 
-example:
+examples:
   python scripts/generate.py --bundle bundles/hmar-d16 --labels 207,88 --seed 0 --out grid.png
+  python scripts/generate.py --bundle bundles/himar-b --labels 207 --num-iter 4 --out a.png
 """
 
 from __future__ import annotations
@@ -9,18 +10,24 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.config import BACKENDS, SamplingConfig
 from runtime.draws import ArgmaxDraws, Draws, RecordedDraws
 from runtime.errors import DeployError
-from runtime.pipeline import Pipeline
+from runtime.himar_pipeline import HiMARPipeline
+from runtime.pipeline import HMARPipeline, Pipeline
 from runtime.schedule import parse_schedule
 from runtime.trace import Trace
 from runtime.trajectory import ScaleEvent
+from scripts import himar_generate
 from scripts.cli import ProgressBar, joined, parse_placement, parser, run
+from scripts.families import check_options
 from scripts.images import check_writable, with_captions, write_grid
 from scripts.previews import Previews
 
@@ -36,7 +43,6 @@ def parse_args() -> argparse.Namespace:
     )
     p.add_argument(
         "--labels",
-        required=True,
         metavar="L,L,…",
         help="classes: numbers, names if the bundle has them, -1 = none",
     )
@@ -59,8 +65,21 @@ def parse_args() -> argparse.Namespace:
     )
     p.add_argument("--columns", type=int, metavar="N", help="images in a row (default: a square)")
     p.add_argument("--captions", action="store_true", help="write each image's class below it")
+    p.add_argument(
+        "--cond", type=Path, metavar="FILE", help="Hi-MAR: .npy file of vectors instead of labels"
+    )
+    p.add_argument(
+        "--small-out",
+        type=Path,
+        metavar="FILE",
+        help="Hi-MAR: also write the small images",
+    )
+    himar_generate.add_sampling_options(p)
     add_run_arguments(p)
-    return p.parse_args(joined(sys.argv[1:], "--labels"))
+    args = p.parse_args(joined(sys.argv[1:], "--labels"))
+    if (args.labels is None) == (args.cond is None):
+        p.error("give --labels, or --cond in their place")
+    return args
 
 
 def add_run_arguments(p: argparse.ArgumentParser) -> None:
@@ -105,13 +124,14 @@ def add_run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--draws",
         metavar="D",
-        help="for verification: argmax, or an .npz file of uniforms keyed s{k}_ns_u, s{k}_m{j}_u",
+        help="for verification: argmax, or an .npz file of uniforms keyed s{k}_ns_u, s{k}_m{j}_u; "
+        "of Hi-MAR the .json file of a golden case, whose settings are then the defaults",
     )
     p.add_argument(
         "--trace",
         type=Path,
         metavar="FILE",
-        help="for verification: write tokens, masks and f_hat to this .npz file",
+        help="for verification: write the arrays of a golden trace to this .npz file",
     )
     p.add_argument(
         "--trace-logits", action="store_true", help="also write raw and guided logits to the trace"
@@ -132,7 +152,7 @@ def parse_labels(text: str) -> list[int | str]:
     return [int(part) if part.lstrip("-").isdigit() else part for part in parts]
 
 
-def sampling_config(args: argparse.Namespace, pipeline: Pipeline) -> SamplingConfig:
+def sampling_config(args: argparse.Namespace, pipeline: HMARPipeline) -> SamplingConfig:
     defaults, patch_nums = pipeline.defaults, pipeline.manifest.hmar.patch_nums
     schedule = None if args.context == "prefix" and args.schedule == "default" else args.schedule
     return SamplingConfig(
@@ -152,10 +172,41 @@ def make_draws(text: str | None) -> Draws | None:
     return ArgmaxDraws() if text == "argmax" else RecordedDraws.load(Path(text))
 
 
+def generate(
+    pipeline: HMARPipeline,
+    args: argparse.Namespace,
+    labels: Sequence[int | str],
+    progress: ProgressBar,
+    previews: Previews,
+    trace: Trace | None,
+) -> np.ndarray:
+    """Images of HMAR, (B, H, W, 3) uint8."""
+
+    def report(event: ScaleEvent) -> None:
+        done = event.images.start * event.num_scales + (event.scale_idx + 1) * len(event.tokens)
+        progress(
+            f"generating scale {event.scale_idx} ({event.pn}x{event.pn})",
+            done,
+            len(labels) * event.num_scales,
+        )
+        previews(event)
+
+    return pipeline.generate(
+        labels,
+        seed=args.seed,
+        image_index=range(args.first_index, args.first_index + len(labels)),
+        sampling=sampling_config(args, pipeline),
+        draws=make_draws(args.draws),
+        # the backend trt then runs everything at once, in less time than a bar is worth
+        on_scale=None if args.backend == "trt" and not previews.are_wanted else report,
+        trace=trace,
+    )
+
+
 def main() -> None:
     args = parse_args()
-    labels, draws = parse_labels(args.labels), make_draws(args.draws)
-    for path in filter(None, (args.out, args.trace, args.strip, args.animate)):
+    labels = None if args.labels is None else parse_labels(args.labels)
+    for path in filter(None, (args.out, args.trace, args.small_out, args.strip, args.animate)):
         check_writable(path)
     trace = Trace(logits=args.trace_logits) if args.trace else None
     previews = Previews(strip=args.strip, animation=args.animate)
@@ -170,31 +221,16 @@ def main() -> None:
         ) as pipeline,
         ProgressBar() as progress,
     ):
+        check_options(args, pipeline.manifest.family)
         start = time.perf_counter()
-
-        def report(event: ScaleEvent) -> None:
-            done = event.images.start * event.num_scales + (event.scale_idx + 1) * len(event.tokens)
-            progress(
-                f"generating scale {event.scale_idx} ({event.pn}x{event.pn})",
-                done,
-                len(labels) * event.num_scales,
-            )
-            previews(event)
-
-        images = pipeline.generate(
-            labels,
-            seed=args.seed,
-            image_index=range(args.first_index, args.first_index + len(labels)),
-            sampling=sampling_config(args, pipeline),
-            draws=draws,
-            # the backend trt then runs everything at once, in less time than a bar is worth
-            on_scale=None if args.backend == "trt" and not previews.are_wanted else report,
-            trace=trace,
-        )
+        if isinstance(pipeline, HiMARPipeline):
+            images = himar_generate.generate(pipeline, args, labels, progress, trace)
+        else:
+            images = generate(pipeline, args, labels, progress, previews, trace)
         seconds = time.perf_counter() - start
         backend = pipeline.runner.name
     if args.captions:
-        images = with_captions(images, [str(label) for label in labels])
+        images = with_captions(images, [str(label) for label in labels or range(len(images))])
     write_grid(images, args.out, args.columns)
     previews.write()
     if trace is not None:

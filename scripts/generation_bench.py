@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from runtime.bundle import Kind, Manifest
-from runtime.config import BACKENDS, BackendName, SamplingConfig
+from runtime.config import BACKENDS, BackendName
 from runtime.errors import DeployError
 from runtime.pipeline import Pipeline
+from runtime.pipeline_base import NO_CLASS
 from runtime.timing import Span
 from scripts.ceilings import Ceilings, measure_host_ceilings
-from scripts.generation_times import Effort, Row, achieved, time_generations, time_parts
-from scripts.generation_work import planned_steps, step_work, total
+from scripts.family_work import planned_steps, step_work
+from scripts.generation_times import (
+    Effort,
+    Row,
+    Sampling,
+    achieved,
+    time_generations,
+    time_parts,
+)
+from scripts.generation_work import total
 from scripts.machine import device_bytes, host_bytes
 
 HOST, GPU = "CPU", "GPU"
@@ -39,7 +48,7 @@ class BenchConfig:
     bundle: Path
     batches: tuple[int, ...]
     backends: tuple[BackendName, ...]
-    sampling: SamplingConfig
+    sampling: Sampling
     effort: Effort
     checkpoint: tuple[Sequence[Path], Path] | None = None
     placement: Mapping[Kind, BackendName] = field(default_factory=dict)
@@ -65,9 +74,11 @@ class Bench:
         self.ceilings: dict[str, Ceilings | None] = {}
         self.spans: dict[str, Sequence[Span]] = {}
         self.steps = tuple(planned_steps(manifest, config.sampling))
+        self.calls = Counter(self.steps)
 
     def labels(self, batch: int) -> list[int]:
-        return [i % self.manifest.model.num_classes for i in range(batch)]
+        classes = self.manifest.model.num_classes
+        return [i % classes if classes else NO_CLASS for i in range(batch)]
 
     def ceilings_of(self, device: str) -> Ceilings | None:
         """Measured when first asked for; of a GPU by PyTorch, where that is there."""
@@ -80,9 +91,9 @@ class Bench:
     def image_flops(self) -> dict[str, int]:
         """Operations of one image, by part of the model."""
         flops: dict[str, int] = defaultdict(int)
-        for step in self.steps:
+        for step, count in self.calls.items():
             for part, work in step_work(self.manifest, step, 1).items():
-                flops[part] += work.flops
+                flops[part] += work.flops * count
         return dict(flops)
 
     def rows(self) -> Iterator[Row]:
@@ -128,27 +139,24 @@ class Bench:
         except ImportError as error:
             yield {"what": "torch", "error": f"{error}: pip install torch"}
             return
-        from hmar.reference import ReferenceConfig
-        from scripts.generation_rivals import RIVALS, TorchGenerator
+        from scripts.generation_rivals import RIVALS
+        from scripts.torch_rivals import load_rival
 
         has_gpu = torch.cuda.is_available()
         ceilings = self.ceilings_of(GPU if has_gpu else HOST)
         start, used = time.perf_counter(), _memory()
-        rival = TorchGenerator.load(
+        rival = load_rival(
+            self.config.sampling,
             ckpt,
             vae,
             "cuda" if has_gpu else "cpu",
             self.manifest.precision if has_gpu else "fp32",
         )
         load_s = time.perf_counter() - start
-        sampling = ReferenceConfig(
-            cfg=self.config.sampling.cfg,
-            top_k=self.config.sampling.top_k,
-            top_p=self.config.sampling.top_p,
-            mask_schedule=self.config.sampling.mask_schedule,
-        )
         for name in RIVALS:
             if name == "torch compiled":
+                if rival.compile is None:
+                    return
                 if not has_gpu:
                     yield {"what": name, "error": "CUDA graphs need a CUDA GPU"}
                     return
@@ -156,7 +164,7 @@ class Bench:
             for batch in self.config.batches:
                 what = {"what": name, "load_s": load_s}
                 try:
-                    yield what | self._timed(partial(rival, config=sampling), batch, ceilings, used)
+                    yield what | self._timed(rival.generate, batch, ceilings, used)
                 except torch.OutOfMemoryError:
                     yield {**what, "batch": batch, "error": "out of memory"}
 
@@ -168,8 +176,11 @@ class Bench:
         used: tuple[int, int | None],
     ) -> Row:
         row = time_generations(generate, self.labels(batch), self.config.effort)
-        works = (step_work(self.manifest, step, batch) for step in self.steps)
-        work = total(part for parts in works for part in parts.values())
+        work = total(
+            part * count
+            for step, count in self.calls.items()
+            for part in step_work(self.manifest, step, batch).values()
+        )
         host, device = _memory()
         return {
             **row,

@@ -12,8 +12,7 @@ def lines(report: dict[str, Any]) -> Iterator[str]:
     """Setup, work and ceilings, then every row with its parts below it."""
     yield "  ".join(f"{name} {value}" for name, value in report["machine"].items())
     yield (
-        f"{report['bundle']}: {report['precision']}, {report['side_px']} px, "
-        f"cfg {report['cfg']:g}, {report['masked_passes']} masked passes"
+        f"{report['bundle']}: {report['precision']}, {report['side_px']} px, {report['settings']}"
     )
     works = (f"{part} {flops * 1e-12:.3g}" for part, flops in report["image_flops"].items())
     yield f"TFLOP of one image: {', '.join(works)}"

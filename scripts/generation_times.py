@@ -12,18 +12,24 @@ import numpy as np
 
 from runtime.bundle import Manifest
 from runtime.config import SamplingConfig
+from runtime.himar_config import HiMARSamplingConfig
 from runtime.pipeline import Pipeline
 from runtime.timing import Span, TimedRunner
 from scripts.ceilings import Ceilings
-from scripts.generation_work import Work, planned_steps, step_work, total
+from scripts.family_work import planned_steps, step_work
+from scripts.generation_work import Work, total
 
 PART_OF_KIND = {
     "cond": "conditioning", "ns": "next-scale passes", "mask": "masked passes",
     "mask_input": "quantizer", "quant": "quantizer", "decode": "decode",
+    "pivot": "pivot passes", "dense": "dense passes",
+    "denoise_pivot": "pivot denoiser", "denoise_pivot_unguided": "pivot denoiser",
+    "denoise_dense": "dense denoiser", "denoise_dense_unguided": "dense denoiser",
 }  # fmt: skip
 SAMPLING, OTHER, WHOLE = "sampling", "other", "stepped"
 MIN_RUNS, MAX_STEPPED_RUNS = 3, 10
 Row = dict[str, Any]
+Sampling = SamplingConfig | HiMARSamplingConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,34 +86,32 @@ def _wall_ms(generate: Callable[[Sequence[int]], object], labels: Sequence[int])
     return (time.perf_counter() - start) * 1e3
 
 
-def work_by_part(
-    manifest: Manifest, sampling: SamplingConfig, batch: int
-) -> dict[str, tuple[int, Work]]:
+def work_by_part(manifest: Manifest, sampling: Sampling, batch: int) -> dict[str, tuple[int, Work]]:
     """Number of steps and their work, for each part of a generation."""
     parts: dict[str, tuple[int, Work]] = {}
     for step, count in Counter(planned_steps(manifest, sampling)).items():
         part = PART_OF_KIND[manifest.graphs[step.graph].kind]
         calls, work = parts.get(part, (0, Work()))
         once = total(step_work(manifest, step, batch).values())
-        parts[part] = calls + count, total([work, *[once] * count])
+        parts[part] = calls + count, work + once * count
     return parts
 
 
 def time_parts(
     pipeline: Pipeline,
     labels: Sequence[int],
-    sampling: SamplingConfig,
+    sampling: Sampling,
     effort: Effort,
     ceilings: Ceilings | None,
 ) -> tuple[dict[str, Row], list[Span]]:
     """Times of a generation's parts, step by step, and the spans of the last one.
 
     Steps run one after the other here even where the runner could replay a whole generation.
-    "sampling" is what the host does between a pass and the next step; "other" is the rest of the
-    wall-clock time: copies, launches, the interpreter.
+    "sampling" is what the host does between a pass, or a call of a denoiser, and the next step;
+    "other" is the rest of the wall-clock time: copies, launches, the interpreter.
     """
     timed = TimedRunner(pipeline.runner)
-    stepped = Pipeline(timed, pipeline.max_batch)
+    stepped = Pipeline.of(timed, pipeline.max_batch)
     effort = replace(effort, runs=min(effort.runs, MAX_STEPPED_RUNS))
     times_ms: dict[str, list[float]] = defaultdict(list)
     spans: list[Span] = []

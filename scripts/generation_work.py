@@ -33,6 +33,9 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(flops=self.flops + other.flops, nbytes=self.nbytes + other.nbytes)
 
+    def __mul__(self, count: int) -> Work:
+        return Work(flops=self.flops * count, nbytes=self.nbytes * count)
+
 
 def total(works: Iterable[Work]) -> Work:
     return sum(works, Work())
@@ -40,10 +43,14 @@ def total(works: Iterable[Work]) -> Work:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call of a graph; a transformer pass has twice as many rows as images where guided."""
+    """One call of a graph; a transformer pass has twice as many rows as images where guided.
+
+    `tokens` says how many an image has, where that does not follow from the graph's name.
+    """
 
     graph: str
     is_guided: bool = False
+    tokens: int = 0
 
 
 def planned_steps(manifest: Manifest, sampling: SamplingConfig) -> list[Step]:
@@ -69,30 +76,35 @@ def step_work(manifest: Manifest, step: Step, batch: int) -> dict[str, Work]:
     if spec.kind in ("ns", "mask"):
         return _pass(manifest, spec.kind, rows, pn * pn)
     if spec.kind == "cond":
-        return {COND: _linears(manifest, r".+\.ada|shared_ada", rows)}
+        return {COND: linears(manifest, r".+\.ada|shared_ada", rows)}
     if spec.kind in ("quant", "mask_input"):
         phi, side = manifest.tensors["phi.0.weight"], manifest.hmar.patch_nums[-1]
         return {QUANTIZER: _convolution(phi, batch, side)}
     if spec.kind == "decode":
-        return {DECODE: _decode(manifest, batch)}
+        return {DECODE: decoding(manifest, batch, manifest.hmar.patch_nums[-1])}
     raise ValueError(f"graph {step.graph} is no step of a generation")
 
 
 def _pass(manifest: Manifest, branch: str, rows: int, length: int) -> dict[str, Work]:
     model = manifest.hmar
-    linears = _linears(
+    blocks = linears(
         manifest, rf"(base|{branch})_blocks\.\d+\.({'|'.join(BLOCK_LINEARS)})", rows * length
     )
-    itemsize = _itemsize(manifest.tensors["word_embed.weight"])
-    attention = Work(
-        flops=4 * rows * length**2 * model.embed_dim * model.depth,
-        nbytes=4 * rows * length * model.embed_dim * itemsize * model.depth,
+    weight = manifest.tensors["word_embed.weight"]
+    trunk = blocks + attention(weight, rows, length, model.embed_dim, model.depth)
+    head = linears(manifest, rf"{branch}_head", rows * length)
+    return {TRUNK: trunk, HEAD: head}
+
+
+def attention(like: WeightSpec, rows: int, length: int, width: int, depth: int) -> Work:
+    """Attention of so many blocks over `length` tokens, in the dtype of a weight."""
+    return Work(
+        flops=4 * rows * length**2 * width * depth,
+        nbytes=4 * rows * length * width * depth * _itemsize(like),
     )
-    head = _linears(manifest, rf"{branch}_head", rows * length)
-    return {TRUNK: linears + attention, HEAD: head}
 
 
-def _linears(manifest: Manifest, pattern: str, rows: int) -> Work:
+def linears(manifest: Manifest, pattern: str, rows: int) -> Work:
     """Products of `rows` vectors with every matrix whose name matches."""
     regex = re.compile(rf"({pattern})\.weight")
     return total(
@@ -102,10 +114,9 @@ def _linears(manifest: Manifest, pattern: str, rows: int) -> Work:
     )
 
 
-def _decode(manifest: Manifest, batch: int) -> Work:
-    """Convolutions of the decoder, and its attention over the coarsest map."""
-    side = manifest.hmar.patch_nums[-1]
-    levels = round(math.log2(manifest.hmar.image_side_px / side))
+def decoding(manifest: Manifest, batch: int, side: int) -> Work:
+    """Convolutions of the decoder, and its attention over the coarsest map, of this side."""
+    levels = round(math.log2(manifest.model.image_side_px / side))
     work = Work()
     for name, weight in manifest.tensors.items():
         if len(weight.shape) != 4 or not name.startswith(("decoder.", "post_quant_conv.")):
@@ -116,7 +127,8 @@ def _decode(manifest: Manifest, batch: int) -> Work:
         )
         upsamples = ".upsample." in name
         work += _convolution(weight, batch, side << (doublings + upsamples), side << doublings)
-        if ".qkv." in name:
+        # with queries, keys and values in one projection or in three
+        if re.search(r"\.(qkv|q)\.", name):
             tokens, channels = side * side, weight.shape[1]
             flops = 4 * batch * tokens**2 * channels
             nbytes = 4 * batch * tokens * channels * _itemsize(weight)

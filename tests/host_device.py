@@ -20,6 +20,7 @@ from runtime.bundle import STORED_AS, Bundle, GraphSpec, TensorSpec
 from runtime.draws import SeededDraws
 from runtime.engine_plan import Dims, EngineOptions, plan_engines, resolve, with_totals
 from runtime.errors import DeviceMemoryError
+from runtime.normals import MAX_DRAWS, NOISE, normals
 from runtime.stages import Stage
 from runtime.trajectory import to_uint8
 
@@ -143,6 +144,74 @@ class HostKernels:
         memory(pixels, np.uint8, batch, side, side, 3)[...] = to_uint8(values)
 
 
+class HostDiffusionKernels:
+    """The rule of `runtime.denoising`, on memory given by addresses."""
+
+    def start(
+        self, *, state: int, first: int, timestep: int, held_tokens: int, held: int, positions: int,
+        images: int, seed: int, counter: int, batch: int, length: int, groups: int,
+        next_timestep: int, has_held: bool, held_signal: float, held_noise: float,
+    ) -> None:  # fmt: skip
+        shape = batch, length, 4 * groups
+        places = {"positions": positions, "images": images, "seed": seed, "counter": counter}
+        drawn = self._normals(shape, 0, **places)
+        memory(first, np.float32, *shape)[...] = drawn
+        memory(timestep, np.int32, 1)[...] = next_timestep
+        x = memory(state, np.float32, *shape)
+        x[...] = drawn
+        if has_held:
+            self._hold(x, drawn, held_tokens, held, held_signal, held_noise)
+
+    def reverse(
+        self, *, state: int, first: int, noise: int, variance: int, timestep: int,
+        held_tokens: int, held: int, positions: int, images: int, seed: int, counter: int,
+        temperature: int, batch: int, length: int, groups: int, draw: int, next_timestep: int,
+        has_variance: bool, has_held: bool, x0_from_state: float, x0_from_noise: float,
+        mean_x0: float, mean_x: float, log_upper: float, log_lower: float,
+        held_signal: float, held_noise: float,
+    ) -> None:  # fmt: skip
+        shape = batch, length, 4 * groups
+        x = memory(state, np.float32, *shape)
+        x0 = x0_from_state * x - x0_from_noise * memory(noise, np.float32, *shape)
+        mean = mean_x0 * x0 + mean_x * x
+        values = memory(variance, np.float32, *shape) if has_variance else np.float32(1)
+        upper = (values + 1) / 2
+        log_variance = upper * log_upper + (1 - upper) * log_lower
+        places = {"positions": positions, "images": images, "seed": seed, "counter": counter}
+        z = self._normals(shape, draw, **places) if draw else 0
+        scale = memory(temperature, np.float32, 1)[0]
+        x[...] = mean + np.exp(log_variance / 2) * z * scale
+        memory(timestep, np.int32, 1)[...] = next_timestep
+        if has_held:
+            drawn = memory(first, np.float32, *shape)
+            self._hold(x, drawn, held_tokens, held, held_signal, held_noise)
+
+    def _normals(
+        self, shape: tuple[int, int, int], draw: int, *, positions: int, images: int, seed: int,
+        counter: int,
+    ) -> np.ndarray:  # fmt: skip
+        batch, length, channels = shape
+        word = int(memory(counter, np.int32, 1)[0])
+        stream, (step, first_draw) = word >> 28, divmod(word & ((1 << 28) - 1), MAX_DRAWS)
+        return normals(
+            int(memory(seed, np.uint64, 1)[0]),
+            memory(images, np.uint64, batch).tolist(),
+            {number: phase for phase, number in NOISE.items()}[stream],
+            step,
+            first_draw + draw,
+            memory(positions, np.int32, batch, length),
+            channels,
+        )
+
+    def _hold(
+        self, x: np.ndarray, first: np.ndarray, held_tokens: int, held: int, signal: float,
+        share: float,
+    ) -> None:  # fmt: skip
+        tokens = memory(held_tokens, np.float32, *x.shape)
+        is_held = memory(held, np.bool_, *x.shape[:2])[..., None]
+        np.copyto(x, signal * tokens + share * first, where=is_held)
+
+
 class OrtEngine:
     """Runs a graph at a profile's sizes, on memory given by addresses."""
 
@@ -232,5 +301,10 @@ def host_runner(
         spec.graph: whole_engine(bundle, spec.graph, spec.profiles)
         for spec in plan_engines(bundle.manifest, options)
     }
-    kernels = HostKernels() if has_kernels else None
-    return TensorRTRunner(bundle.manifest, engines, device, options.batches, kernels), device
+    is_hmar = bundle.manifest.family == "hmar"
+    kernels = HostKernels() if has_kernels and is_hmar else None
+    diffusion = HostDiffusionKernels() if has_kernels and not is_hmar else None
+    return (
+        TensorRTRunner(bundle.manifest, engines, device, options.batches, kernels, diffusion),
+        device,
+    )

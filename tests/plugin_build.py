@@ -86,7 +86,7 @@ def start_plugins() -> subprocess.Popen[bytes]:
     missing = missing_tools(include_dir)
     if missing:
         pytest.skip(f"the plugin library cannot be built here: no {', no '.join(missing)}")
-    return _start(
+    return start_cmake(
         ROOT / "plugins_trt",
         BUILD_DIR,
         "-DHMAR_BUILD_TESTS=ON",
@@ -98,7 +98,7 @@ def start_plugins() -> subprocess.Popen[bytes]:
 
 def finish_plugins(started: subprocess.Popen[bytes]) -> PluginBuild:
     """What the build made, once it is done."""
-    _finish(started, BUILD_DIR)
+    finish_cmake(started, BUILD_DIR)
     return PluginBuild(folder=BUILD_DIR)
 
 
@@ -111,11 +111,13 @@ def build_ort(name: str, *options: str) -> Path:
         pytest.skip(f"the custom-op library cannot be built here: no {', no '.join(missing)}")
     folder = ROOT / "build" / "tests" / name
     source = ROOT / "plugins_trt" / "ort"
-    _finish(_start(source, folder, f"-DONNXRUNTIME_ROOT={ORT_HEADERS}", *options), folder)
+    root = f"-DONNXRUNTIME_ROOT={ORT_HEADERS}"
+    finish_cmake(start_cmake(source, folder, root, *options), folder)
     return folder / "libhmar_ort.so"
 
 
-def _start(source: Path, folder: Path, *options: str) -> subprocess.Popen[bytes]:
+def start_cmake(source: Path, folder: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Begins to configure and build a project in a folder, or what of it changed."""
     configure = shlex.join(["cmake", "-S", str(source), "-B", str(folder), *options])
     build = shlex.join(["cmake", "--build", str(folder), "--parallel"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,5 +131,6 @@ def _start(source: Path, folder: Path, *options: str) -> subprocess.Popen[bytes]
         )
 
 
-def _finish(started: subprocess.Popen[bytes], folder: Path) -> None:
+def finish_cmake(started: subprocess.Popen[bytes], folder: Path) -> None:
+    """Waits for a build; a failed one fails the test, with the end of its log."""
     assert started.wait() == 0, (folder / LOG_FILE).read_text()[-8000:]

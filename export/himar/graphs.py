@@ -11,7 +11,7 @@ from export.assemble import Assembly, input_names
 from export.builder import Builder, Values
 from export.himar.pieces import Pieces
 from export.himar.steps import StepSpec
-from export.himar.tensors import DIT_LINEARS, LINEARS, RES_LINEARS
+from export.himar.tensors import DIT_LINEARS, LINEARS
 from export.weights import WeightsFile
 from hmar.himar import Phase
 
@@ -103,15 +103,31 @@ class GraphBuilder(Builder):
 
     # --- denoisers ---
 
+    def _modulate_pivot(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
+        act = self._act(asm, "mlp", inputs["timestep"], inputs["head_cond"], axes=(1, 2))
+        parts = self._modulations(asm, act)
+        return asm.op("Concat", *parts, name="modulation", axis=-1)
+
     def _denoise_pivot(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
-        x, act = self._denoiser_input(asm, "mlp", inputs)
-        for i in range(self.model.mlp_depth):
+        x = self._state(asm, "mlp", inputs)
+        if "modulation" in inputs:
+            W, depth = self.model.mlp_width, self.model.mlp_depth
+            sizes = asm.constant(np.array([*[3 * W] * depth, 2 * W], np.int64))
+            parts = asm.op(
+                "Split", inputs["modulation"], sizes, name="ada", results=depth + 1, axis=-1
+            )
+        else:
+            parts = self._modulations(
+                asm, self._act(asm, "mlp", inputs["timestep"], inputs["head_cond"])
+            )
+        *blocks, last = parts
+        for i, ada in enumerate(blocks):
             name = f"mlp.blocks.{i}"
-            bindings = self._weights_and_biases(asm, name, RES_LINEARS)
+            bindings = self._weights_and_biases(asm, name, ("fc1", "fc2"))
             for part in ("weight", "bias"):
                 bindings[f"norm_{part}"] = asm.weight(f"{name}.norm.{part}")
-            (x,) = asm.call(self.pieces.res_block, name, x=x, act=act, **bindings)
-        out = self._final(asm, "mlp", x, act)
+            (x,) = asm.call(self.pieces.res_block, name, x=x, ada=ada, **bindings)
+        out = self._final(asm, "mlp", x, last)
         if "scale" not in inputs:
             return self._halves(asm, out, 2, "values")
         cond, uncond = self._halves(asm, out, 0, "rows")
@@ -120,41 +136,59 @@ class GraphBuilder(Builder):
         return [self._guided(asm, noise, unguided, inputs["scale"]), variance]
 
     def _denoise_dense(self, asm: Assembly, step: StepSpec, inputs: Values) -> list[ir.Value]:
-        x, act = self._denoiser_input(asm, "dit", inputs)
+        x = self._state(asm, "dit", inputs)
+        act = self._act(asm, "dit", inputs["timestep"], inputs["head_cond"])
         for i in range(self.model.dit_depth):
             name = f"dit.blocks.{i}"
             bindings = self._weights_and_biases(asm, name, DIT_LINEARS)
             (x,) = asm.call(self.pieces.dit_block, name, x=x, act=act, **bindings)
-        out = self._final(asm, "dit", x, act)
+        out = self._final(asm, "dit", x, self._linear(asm, "dit.final.ada", act))
         if "scale" not in inputs:
             return [out]
         cond, uncond = self._halves(asm, out, 0, "rows")
         return [self._guided(asm, cond, uncond, inputs["scale"])]
 
     _denoise_pivot_unguided = _denoise_pivot
+    _denoise_pivot_modulated = _denoise_pivot
     _denoise_dense_unguided = _denoise_dense
 
-    def _denoiser_input(
-        self, asm: Assembly, name: str, inputs: Values
-    ) -> tuple[ir.Value, ir.Value]:
-        """Embedded state of all rows, and SiLU of time and condition, for the modulations."""
+    def _state(self, asm: Assembly, name: str, inputs: Values) -> ir.Value:
+        """Embedded state of all rows."""
         x = self._linear(asm, f"{name}.input", inputs["x"])
         if name == "dit":
             (x,) = asm.op("Add", x, asm.weight("dit.pos"), name="dit.x")
         if "scale" in inputs:
             (x,) = asm.op("Concat", x, x, name=f"{name}.both", axis=0)
-        table = asm.weight(f"{name}.time")
-        (time,) = asm.op("Gather", table, inputs["timestep"], name=f"{name}.time_row", axis=0)
-        (y,) = asm.op("Add", inputs["head_cond"], time, name=f"{name}.y")
-        (sigmoid,) = asm.op("Sigmoid", y, name=f"{name}.sigmoid")
-        return x, asm.op("Mul", y, sigmoid, name=f"{name}.act")[0]
+        return x
 
-    def _final(self, asm: Assembly, name: str, x: ir.Value, act: ir.Value) -> ir.Value:
+    def _act(
+        self,
+        asm: Assembly,
+        name: str,
+        timestep: ir.Value,
+        head_cond: ir.Value,
+        axes: tuple[int, ...] = (),
+    ) -> ir.Value:
+        """SiLU of time and condition, for the modulations; `axes` are new ones after the time's."""
+        table = asm.weight(f"{name}.time")
+        (time,) = asm.op("Gather", table, timestep, name=f"{name}.time_row", axis=0)
+        for axis in axes:
+            time = self._unsqueeze(asm, time, axis, f"{name}.time_{axis}")
+        (y,) = asm.op("Add", head_cond, time, name=f"{name}.y")
+        (sigmoid,) = asm.op("Sigmoid", y, name=f"{name}.sigmoid")
+        return asm.op("Mul", y, sigmoid, name=f"{name}.act")[0]
+
+    def _modulations(self, asm: Assembly, act: ir.Value) -> list[ir.Value]:
+        """Of every block of the pivots' denoiser, and of its last layer."""
+        names = [*(f"mlp.blocks.{i}" for i in range(self.model.mlp_depth)), "mlp.final"]
+        return [self._linear(asm, f"{name}.ada", act) for name in names]
+
+    def _final(self, asm: Assembly, name: str, x: ir.Value, ada: ir.Value) -> ir.Value:
         """Noise of every channel, and in the pivots' denoiser a variance value, float32."""
-        bindings = self._weights_and_biases(asm, f"{name}.final", ("ada",))
-        for part in ("weight", "bias"):
-            bindings[f"{part}_f32"] = asm.weight(f"{name}.final.{part}")
-        return asm.call(self.pieces.final(name), f"{name}.final", x=x, act=act, **bindings)[0]
+        bindings = {
+            f"{part}_f32": asm.weight(f"{name}.final.{part}") for part in ("weight", "bias")
+        }
+        return asm.call(self.pieces.final(name), f"{name}.final", x=x, ada=ada, **bindings)[0]
 
     def _guided(self, asm: Assembly, cond: ir.Value, uncond: ir.Value, scale: ir.Value) -> ir.Value:
         """`uncond + scale * (cond - uncond)`."""

@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """One block of the pivots' denoiser."""
+    """One block of the pivots' denoiser, given its modulation."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -77,17 +77,15 @@ class ResBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        act: Tensor,
+        ada: Tensor,
         norm_weight: Tensor,
         norm_bias: Tensor,
-        ada_weight: Tensor,
-        ada_bias: Tensor,
         fc1_weight: Tensor,
         fc1_bias: Tensor,
         fc2_weight: Tensor,
         fc2_bias: Tensor,
     ) -> Tensor:
-        shift, scale, gate = (act @ ada_weight + ada_bias).chunk(3, dim=-1)
+        shift, scale, gate = ada.chunk(3, dim=-1)
         h = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, self.eps) * (1 + scale) + shift
         return x + gate * (F.silu(h @ fc1_weight + fc1_bias) @ fc2_weight + fc2_bias)
 
@@ -123,7 +121,7 @@ class DiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Outputs of a denoiser in float32, from a float32 weight.
+    """Outputs of a denoiser in float32, from a float32 weight and a modulation.
 
     The first reverse steps multiply an error of the predicted noise by some hundreds.
     """
@@ -132,16 +130,8 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.eps = eps
 
-    def forward(
-        self,
-        x: Tensor,
-        act: Tensor,
-        ada_weight: Tensor,
-        ada_bias: Tensor,
-        weight_f32: Tensor,
-        bias_f32: Tensor,
-    ) -> Tensor:
-        shift, scale = (act @ ada_weight + ada_bias).float().chunk(2, dim=-1)
+    def forward(self, x: Tensor, ada: Tensor, weight_f32: Tensor, bias_f32: Tensor) -> Tensor:
+        shift, scale = ada.float().chunk(2, dim=-1)
         return norm_modulate(x.float(), scale, shift, self.eps) @ weight_f32 + bias_f32
 
 

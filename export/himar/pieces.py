@@ -78,14 +78,13 @@ class Pieces:
         W = self.model.mlp_width
         inputs = {
             "x": self._empty(N, LENGTH, W),
-            "act": self._empty(N, LENGTH, W),
+            "ada": self._empty(N, LENGTH, 3 * W),
             "norm_weight": self._empty(W),
             "norm_bias": self._empty(W),
-            **self._linear("ada", W, 3 * W),
             **self._mlp(W, W),
         }
         module = modules.ResBlock(self.model.norm_eps)
-        return self._trace(module, inputs, ["y"], x=(0, 1), act=(0, 1))
+        return self._trace(module, inputs, ["y"], x=(0, 1), ada=(0, 1))
 
     @cached_property
     def dit_block(self) -> ir.Graph:
@@ -106,13 +105,12 @@ class Pieces:
         width, out = (model.mlp_width, 2 * C) if denoiser == "mlp" else (model.dit_width, C)
         inputs = {
             "x": self._empty(N, LENGTH, width),
-            "act": self._empty(N, LENGTH, width),
-            **self._linear("ada", width, 2 * width),
+            "ada": self._empty(N, LENGTH, 2 * width),
             "weight_f32": torch.empty(width, out),
             "bias_f32": torch.empty(out),
         }
         module = modules.FinalLayer(model.norm_eps)
-        return self._trace(module, inputs, ["out"], x=(0, 1), act=(0, 1))
+        return self._trace(module, inputs, ["out"], x=(0, 1), ada=(0, 1))
 
     def _trace_decode(self, side: int) -> ir.Graph:
         """The weights are inputs, named as in the autoencoder."""

@@ -1,15 +1,19 @@
 """Catalogue of Hi-MAR's graphs: per kind and step, the names, dtypes and shapes of inputs, outputs.
 
 The number of known tokens follows from the plan of a phase, so every step has static shapes but for
-the batch. The steps of the dense phase are those of the bundle's own `num_iter`; the graph `dense`
-without a step takes any number of known tokens from 1, and with `dense_00`, which takes none, runs
-any other. Symbolic dimensions: `B` images; `N` rows of the batch (B, or 2B with the conditional
-half first); `n` pivots predicted in a step; `known` tokens. Positions count from 0 in each grid;
-those in `source` run over both grids, pivots first.
+the batch. The steps of the dense phase are those of the bundle's own `num_iter`. Beside them, the
+graphs `pivot` and `dense` without a step take any number of known tokens from 1: with `dense_00`,
+which takes none, `dense` runs any other `num_iter`, and an engine of a phase holds its weights once
+for all steps after the first. Symbolic dimensions: `B` images; `N` rows of the batch (B, or 2B with
+the conditional half first); `n` pivots predicted in a step; `known` tokens. Positions count from 0
+in each grid; those in `source` run over both grids, pivots first.
 
 A denoiser is there twice, from the same weights: with guidance inside, on conditions of 2B rows,
-and unguided, on B rows. Where a model is conditioned by vectors, these are the `cond` of a step as
-they come, and the graph `cond` holds the one row without condition.
+and unguided, on B rows. The guided one of the pivots is there in two parts, too: `modulate_pivot`
+makes the modulations of its layers, from more than half of its weights, for all `T` time steps of a
+sampling at once, and `denoise_pivot_modulated` takes those of one. Where a model is conditioned by
+vectors, these are the `cond` of a step as they come, and the graph `cond` holds the one row without
+condition.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ from dataclasses import dataclass
 
 from export.step import DTYPE_NAMES, Step
 from hmar.config import HiMARConfig, KLVAEConfig
-from hmar.himar_schedule import Step as PlannedStep
 from hmar.himar_schedule import plan
 from runtime.bundle import Kind, TensorSpec
 
@@ -54,8 +57,13 @@ class Catalogue:
         dense_plan = plan(N, self.num_iter, 1.0, "constant")
         return [
             self._cond(),
-            *(self._pivot(s, step) for s, step in enumerate(pivot_plan)),
+            *(
+                self._pivot(s, P - step.unknown, step.unknown - step.remaining)
+                for s, step in enumerate(pivot_plan)
+            ),
+            self._pivot(None, "known", "n"),
             *self._denoisers("denoise_pivot", "n", self.model.mlp_width),
+            *self._modulated_denoiser(),
             *(self._dense(k, N - step.unknown) for k, step in enumerate(dense_plan)),
             self._dense(None, "known"),
             *self._denoisers("denoise_dense", N, self.model.dit_width),
@@ -67,7 +75,7 @@ class Catalogue:
     def _tokens(self, name: str, rows: str, length: int | str) -> TensorSpec:
         return TensorSpec(name, "float32", (rows, length, self.model.token_channels))
 
-    def _hidden(self, name: str, length: int) -> TensorSpec:
+    def _hidden(self, name: str, length: int | str) -> TensorSpec:
         return TensorSpec(name, self.act, ("N", length, self.model.embed_dim))
 
     @property
@@ -83,9 +91,8 @@ class Catalogue:
         label = TensorSpec("label", "int32", ("N",))  # num_classes = no class
         return StepSpec(kind="cond", inputs=(label,), outputs=(self._cond_rows,))
 
-    def _pivot(self, step_idx: int, step: PlannedStep) -> StepSpec:
+    def _pivot(self, step_idx: int | None, known: int | str, predicted: int | str) -> StepSpec:
         P = self.model.num_pivots
-        known, predicted = P - step.unknown, step.unknown - step.remaining
         given = (
             self._tokens("pivots", "N", P),
             TensorSpec("known", "int32", ("N", known)),
@@ -139,6 +146,31 @@ class Catalogue:
         return (
             StepSpec(kind=kind, inputs=(*state, cond("2B"), scale), outputs=outputs),
             StepSpec(kind=unguided, inputs=(*state, cond("B")), outputs=outputs),
+        )
+
+    def _modulated_denoiser(self) -> tuple[StepSpec, StepSpec]:
+        """The pivots' guided denoiser in two parts, the first for all time steps at once."""
+        width, vectors = self.model.mlp_width, 3 * self.model.mlp_depth + 2
+        head_cond = TensorSpec("head_cond", self.act, ("N", "n", width))
+
+        def modulation(*rows: str) -> TensorSpec:
+            return TensorSpec("modulation", self.act, (*rows, "n", vectors * width))
+
+        return (
+            StepSpec(
+                kind="modulate_pivot",
+                inputs=(TensorSpec("timestep", "int32", ("T",)), head_cond),
+                outputs=(modulation("T", "N"),),
+            ),
+            StepSpec(
+                kind="denoise_pivot_modulated",
+                inputs=(
+                    self._tokens("x", "B", "n"),
+                    modulation("2B"),
+                    TensorSpec("scale", "float32", (1,)),
+                ),
+                outputs=tuple(self._tokens(name, "B", "n") for name in ("noise", "variance")),
+            ),
         )
 
     def _image(self, side: int) -> TensorSpec:

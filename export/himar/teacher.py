@@ -28,6 +28,7 @@ from runtime.bundle import GraphSpec
 SEED = 20250611
 SAMPLING = HiMARSampling(cfg=2.5, re_cfg=2.7, pivot_respacing="2,1,1,0", dense_respacing="1,1,1,0")
 TIMESTEP, WEIGHT = 400, 1.75  # of single calls of a denoiser
+MODULATED_STEPS = 100  # as published, and as engines are built for
 
 
 class TeacherRun:
@@ -112,16 +113,24 @@ class TeacherRun:
         rows = self.cond_BD[: len(self.labels)]
         return {"label": self.label_N}, {"cond": torch.cat((rows, self.model.fake_latent))}
 
-    def _pivot(self, step_idx: int) -> tuple[Tensors, Tensors]:
-        step, cond_ND = self._pivot_plan()[step_idx], self._rows(self.sampling.re_cfg)
+    def _pivot(self, step_idx: int | None) -> tuple[Tensors, Tensors]:
+        """The graph for any step but the first is given the last one."""
+        steps, cond_ND = self._pivot_plan(), self._rows(self.sampling.re_cfg)
+        step_idx = len(steps) - 1 if step_idx is None else step_idx
+        step = steps[step_idx]
         tokens = self.seen["p1.tokens"][step_idx]
         feeds = pivot_feeds(cond_ND, tokens, self.order_BP, step, self.config.num_tokens)
         z = take(self.seen["p1.z"][step_idx], feeds["predicted"])
         return feeds, {"z": z, "head_cond": self.model.pivot_denoiser.cond(z)}
 
     def _dense(self, step_idx: int | None) -> tuple[Tensors, Tensors]:
-        """The graph for any number of known tokens is given a little more than half of them."""
+        """The graph for any number of known tokens is given the last step.
+
+        Where that is the first one too, it is given a little more than half of the tokens.
+        """
         N, cond_ND = self.config.num_dense, self._rows(self.sampling.cfg)
+        if step_idx is None and self.sampling.num_iter > 1:
+            step_idx = self.sampling.num_iter - 1
         if step_idx is None:
             known_BK = self.order_BN[:, : N // 2 + 1].sort(dim=1).values
             tokens = self.seen["p2.tokens"][-1]
@@ -146,6 +155,23 @@ class TeacherRun:
 
     def _denoise_pivot_unguided(self, step_idx: None) -> tuple[Tensors, Tensors]:
         return self._unguided(*self._pivot_states())
+
+    def _modulate_pivot(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        """For as many time steps as a sampling has by default."""
+        denoiser, z = self.model.pivot_denoiser, self._pivot_states()[-1]
+        timesteps = torch.arange(0, 1000, 1000 // MODULATED_STEPS)
+        cond = denoiser.cond(z)
+        y = denoiser.time(timesteps)[:, None] + cond
+        layers = [*denoiser.res_blocks, denoiser.final_layer]
+        modulation = torch.cat([layer.adaLN_modulation(y) for layer in layers], dim=-1)
+        return {"timestep": timesteps, "head_cond": cond}, {"modulation": modulation}
+
+    def _denoise_pivot_modulated(self, step_idx: None) -> tuple[Tensors, Tensors]:
+        feeds, expected = self._denoise_pivot(None)
+        at = TIMESTEP * MODULATED_STEPS // 1000
+        modulation = self._modulate_pivot(None)[1]["modulation"][at]
+        given = {name: feeds[name] for name in ("x", "scale")}
+        return {**given, "modulation": modulation}, expected
 
     def _denoise_dense(self, step_idx: None) -> tuple[Tensors, Tensors]:
         return self._guided(*self._dense_states())

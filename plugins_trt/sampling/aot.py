@@ -14,15 +14,17 @@ from typing import Any
 
 from plugins_trt.ahead_of_time.fatbin import Kernels, build_fatbin, find_fatbinary, parse_args
 from plugins_trt.ahead_of_time.lowering import SCRATCH_PARAMETERS, Unit, run_time_parameters
+from plugins_trt.sampling.diffusion import COUNTS, WEIGHTS
 
 FATBIN_FILE, TABLE_FILE = "sampling.fatbin", "sampling.json"
-MODULE = "plugins_trt.sampling.kernel"
+MODULE, DIFFUSION = "plugins_trt.sampling.kernel", "plugins_trt.sampling.diffusion"
 
 # Items that one program holds, and its warps: the vocabulary; the positions of a scale, with how
-# many candidates are compared at once; pixels.
+# many candidates are compared at once; pixels; blocks of random numbers.
 DRAW_WARPS = {512: 4, 2048: 4, 4096: 8, 8192: 8}
 SELECT_SIZES = {64: (64, 4), 256: (32, 4), 1024: (16, 8), 4096: (8, 32)}
 PIXELS_BLOCK = 1024
+DIFFUSION_BLOCK = 128
 
 PARAMETERS = {
     **dict.fromkeys(("logits", "confidences", "image"), "*fp32"),
@@ -36,15 +38,24 @@ PARAMETERS = {
     ),
     **dict.fromkeys(("num_candidates", "count", "is_first", "num_pixels"), "i32"),
 }
+DIFFUSION_PARAMETERS = {
+    **dict.fromkeys(("state", "first", "noise", "variance", "held_tokens", "temperature"), "*fp32"),
+    **dict.fromkeys(("timestep", "positions", "counter"), "*i32"),
+    "held": "*i1",
+    **dict.fromkeys(("images", "seed"), "*i64"),
+    **dict.fromkeys(COUNTS, "i32"),
+    **dict.fromkeys(WEIGHTS, "fp32"),
+}
 
 
-def _unit(name: str, block: int, num_warps: int, **constants: int) -> Unit:
+def _unit(name: str, block: int, num_warps: int, module: str = MODULE, **constants: int) -> Unit:
     function = f"{name}_kernel"
+    types = PARAMETERS if module == MODULE else DIFFUSION_PARAMETERS
     return Unit(
         name=f"hmar_{name}_{block}",
-        module=MODULE,
+        module=module,
         function=function,
-        parameters=run_time_parameters(MODULE, function, PARAMETERS),
+        parameters=run_time_parameters(module, function, types),
         constants=tuple(constants.items()),
         num_warps=num_warps,
         fuses_products=False,  # as NumPy rounds
@@ -63,6 +74,13 @@ def blocks() -> dict[Unit, tuple[str, int]]:
             for block, (compared, warps) in SELECT_SIZES.items()
         },
         _unit("to_uint8", PIXELS_BLOCK, 4, BLOCK=PIXELS_BLOCK): ("to_uint8", PIXELS_BLOCK),
+        **{
+            _unit(name, DIFFUSION_BLOCK, 4, DIFFUSION, BLOCK=DIFFUSION_BLOCK): (
+                name,
+                DIFFUSION_BLOCK,
+            )
+            for name in ("start", "reverse")
+        },
     }
 
 

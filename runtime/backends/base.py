@@ -11,6 +11,7 @@ import numpy as np
 
 from runtime.bundle import Manifest
 from runtime.config import SamplingConfig
+from runtime.denoising import Denoising
 
 
 class StepRunner(ABC):
@@ -65,7 +66,19 @@ class StepRunner(ABC):
         Args:
             labels: classes 0..num_classes - 1, or num_classes = no class; at most `max_batch`.
             images, seed: name the random numbers, see `runtime.philox`.
-            sampling: with the context "scale".
+            sampling: HMAR's, with the context "scale".
+        """
+        return None
+
+    def denoise(
+        self, step: Denoising, head_cond: Any, images: Sequence[int], seed: int
+    ) -> np.ndarray | None:
+        """The tokens (B, n, C) float32 of a Hi-MAR step; None where the backend goes call by call.
+
+        Args:
+            head_cond: an array or an output of an earlier run, (N, n, width): N = B, or 2B with the
+                conditional half first.
+            images, seed: name the random numbers, see `runtime.normals`.
         """
         return None
 

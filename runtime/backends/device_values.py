@@ -13,16 +13,36 @@ from runtime.backends.cuda import Device
 from runtime.bundle import STORED_AS
 
 
-class Buffer:
-    """Device memory of a pool, which goes back there when nothing refers to it any more."""
+class Memory:
+    """Device memory that a value lies in."""
 
-    __slots__ = ("_pool", "address", "nbytes")
+    __slots__ = ("address", "nbytes")
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        self.address, self.nbytes = address, nbytes
+
+
+class Buffer(Memory):
+    """Memory of a pool, which goes back there when nothing refers to it any more."""
+
+    __slots__ = ("_pool",)
 
     def __init__(self, pool: BufferPool, address: int, nbytes: int) -> None:
-        self._pool, self.address, self.nbytes = pool, address, nbytes
+        super().__init__(address, nbytes)
+        self._pool = pool
 
     def __del__(self) -> None:
         self._pool.give_back(self.address, self.nbytes)
+
+
+class Part(Memory):
+    """A part of other memory, which does not go back to its pool as long as this is there."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: Memory, offset: int, nbytes: int) -> None:
+        super().__init__(whole.address + offset, nbytes)
+        self._whole = whole
 
 
 class BufferPool:
@@ -69,7 +89,7 @@ class DeviceValue:
 
     dtype: str
     shape: tuple[int, ...]
-    buffer: Buffer = field(repr=False)
+    buffer: Memory = field(repr=False)
 
     @classmethod
     def empty(cls, dtype: str, shape: Sequence[int], pool: BufferPool) -> DeviceValue:
@@ -83,6 +103,12 @@ class DeviceValue:
     def reshaped(self, *shape: int) -> DeviceValue:
         """The same memory as another shape of as many items, or of fewer: the first ones."""
         return replace(self, shape=shape)
+
+    def __getitem__(self, index: int) -> DeviceValue:
+        """The value at an index of the first axis, in the same memory."""
+        shape = self.shape[1:]
+        nbytes = _nbytes(self.dtype, shape)
+        return DeviceValue(self.dtype, shape, Part(self.buffer, index * nbytes, nbytes))
 
     def numpy(self, device: Device) -> np.ndarray:
         """A copy on the host."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from runtime.backends.onnxrt import OnnxRuntimeRunner, choose_backend
 from runtime.backends.trt import TensorRTRunner
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig, BackendName
+from runtime.denoising import Denoising
 from runtime.errors import BackendUnavailableError
 from runtime.nvtx_ranges import MarkedRunner, find_ranges
 
@@ -86,6 +87,12 @@ class PlacedRunner(StepRunner):
         values = {name: self._for(runner, value) for name, value in feeds.items()}
         outputs = runner.run(graph, values)
         return [PlacedValue(runner, value) for value in outputs.values()]
+
+    def denoise(
+        self, step: Denoising, head_cond: Any, images: Sequence[int], seed: int
+    ) -> np.ndarray | None:
+        runner = self._placed.get(step.kind, self._main)
+        return runner.denoise(step, self._for(runner, head_cond), images, seed)
 
     def _for(self, runner: StepRunner, value: Any) -> Any:
         if not isinstance(value, PlacedValue):

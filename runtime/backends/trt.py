@@ -15,7 +15,9 @@ import numpy as np
 from plugins_trt.loader import PluginError, open_library
 from runtime.backends.base import StepRunner
 from runtime.backends.cuda import CudaDevice, Device
-from runtime.backends.device_values import Buffer, BufferPool, DeviceValue
+from runtime.backends.denoise_loop import MODULATED, DenoiseLoops
+from runtime.backends.device_values import BufferPool, DeviceValue, Memory
+from runtime.backends.diffusion_kernels import WORDS, CudaDiffusionKernels, DiffusionKernels
 from runtime.backends.generation import Generations
 from runtime.backends.kernel_engines import kernel_engines
 from runtime.backends.kernel_library import KernelLibrary
@@ -32,14 +34,17 @@ from runtime.backends.trt_library import (
 from runtime.backends.trunk import run_as_trunk
 from runtime.bundle import STORED_AS, Bundle, Manifest, TensorSpec
 from runtime.config import BackendConfig, SamplingConfig
+from runtime.denoising import Denoising
 from runtime.engine_manifest import FUNCTION_BODY, EngineFolder, built_with, find_engines
 from runtime.engine_plan import (
+    HALVED,
     STEPS,
     Dims,
     batches_up_to,
     bind,
     is_within,
     nbytes,
+    pad_rows,
     resolve,
     rows,
     select_profile,
@@ -51,6 +56,7 @@ from runtime.errors import (
     DeviceMemoryError,
     EngineIncompatibleError,
 )
+from runtime.himar_profiles import STEPPED
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +65,10 @@ class TensorRTRunner(StepRunner):
     """Runs each graph on the smallest profile of its engine that fits.
 
     A batch smaller than the profile's is padded with rows that nobody reads. Transformer passes of
-    all scales go through the scale-generic trunks, unless there is an engine of the step's own
-    graph. Scratch memory is shared by all engines; inputs and outputs lie in a pool of buffers.
-    With sampling kernels, whole generations are CUDA graphs.
+    all scales, and Hi-MAR's of all steps but the first, go through the generic graphs, unless there
+    is an engine of the step's own graph. Scratch memory is shared by all engines; inputs and
+    outputs lie in a pool of buffers. With kernels, whole generations of HMAR are CUDA graphs, and
+    the denoising of every step of Hi-MAR is one.
 
     Args:
         batches: numbers of images that the engines were built for and that are used, ascending.
@@ -75,6 +82,7 @@ class TensorRTRunner(StepRunner):
         device: Device,
         batches: Sequence[int],
         kernels: SamplingKernels | None = None,
+        diffusion: DiffusionKernels | None = None,
     ) -> None:
         super().__init__(manifest)
         self.max_batch = self._max_batch = max(batches)
@@ -86,6 +94,11 @@ class TensorRTRunner(StepRunner):
             None
             if kernels is None
             else Generations(self._in_pool, kernels, device, batches, self._out_of_memory)
+        )
+        self._loops = (
+            None
+            if diffusion is None
+            else DenoiseLoops(self._in_pool, diffusion, device, batches, self._modulated())
         )
 
     def _in_pool(self, pool: BufferPool) -> TensorRTRunner:
@@ -124,8 +137,9 @@ class TensorRTRunner(StepRunner):
                 ):
                     engines[graph] = engine
                     undo.callback(engine.close)
-                sampling = _load_sampling(device)
-                runner = cls(bundle.manifest, engines, device, batches, sampling)
+                runner = cls(
+                    bundle.manifest, engines, device, batches, *_load_sampling(bundle, device)
+                )
             except DeviceMemoryError as error:
                 plans = sum(entry.nbytes for entry in found.manifest.engines.values())
                 raise DeviceMemoryError(
@@ -146,6 +160,8 @@ class TensorRTRunner(StepRunner):
         if engine is None:
             if spec.kind in STEPS:
                 return run_as_trunk(self.manifest, graph, feeds, self._run, self._constant)
+            if spec.kind in STEPPED and spec.step_idx:
+                return self._run(self.manifest.graph(spec.kind), feeds)
             raise EngineIncompatibleError(
                 f"graph {graph}: no engine of it is loaded, there are {sorted(self._engines)}; "
                 f"build one with scripts/build_engines.py, or run it elsewhere, such as "
@@ -179,26 +195,31 @@ class TensorRTRunner(StepRunner):
             for o in spec.outputs
         ]
 
-    def _on_device(self, spec: TensorSpec, value: Any, sizes: Dims) -> Buffer:
-        """A buffer that holds an input of a profile's size; rows of padding are zero."""
-        wanted = nbytes(spec, sizes)
-        if isinstance(value, DeviceValue):
-            if value.buffer.nbytes >= wanted:
-                return value.buffer
-            size = nbytes(spec, bind([spec], {spec.name: value.shape}))
-        else:
+    def _on_device(self, spec: TensorSpec, value: Any, sizes: Dims) -> Memory:
+        """A buffer that holds an input of a profile's size.
+
+        Rows of padding are like the first, so that they are valid, or zero where the value is on
+        the device.
+        """
+        wanted, halves = nbytes(spec, sizes), 2 if spec.shape[0] == HALVED else 1
+        if not isinstance(value, DeviceValue):
             if spec.dtype == "bfloat16" and value.dtype != np.uint16:
                 raise ValueError(f"input {spec.name} is bfloat16: give its bits as uint16")
-            value = np.ascontiguousarray(value, STORED_AS[spec.dtype])
-            size = value.nbytes
-        buffer = self._pool.take(wanted)
-        if size < wanted:
-            # indices of padding must be valid, too
-            self._device.zero(buffer.address + size, wanted - size)
-        if isinstance(value, DeviceValue):
-            self._device.copy(buffer.address, value.buffer.address, size)
-        else:
+            value = value.astype(STORED_AS[spec.dtype], copy=False)
+            value = pad_rows(value, resolve(spec, sizes)[0], halves)
+            buffer = self._pool.take(wanted)
             self._device.upload(buffer.address, value)
+            return buffer
+        # the rows of padding of two halves are not all at the end
+        is_in_place = halves == 1 or value.shape[0] == sizes[HALVED]
+        if is_in_place and value.buffer.nbytes >= wanted:
+            return value.buffer
+        buffer, room, part = self._pool.take(wanted), wanted // halves, value.nbytes // halves
+        for half in range(halves):
+            target = buffer.address + half * room
+            self._device.copy(target, value.buffer.address + half * part, part)
+            if part < room:
+                self._device.zero(target + part, room - part)
         return buffer
 
     def _constant(self, array: np.ndarray) -> DeviceValue:
@@ -216,6 +237,21 @@ class TensorRTRunner(StepRunner):
         if self._generations is None:
             return None
         return self._generations(labels, images, seed, sampling)
+
+    def denoise(
+        self, step: Denoising, head_cond: Any, images: Sequence[int], seed: int
+    ) -> np.ndarray | None:
+        if self._loops is None or not isinstance(head_cond, DeviceValue):
+            return None
+        return self._loops(step, head_cond, images, seed)
+
+    def _modulated(self) -> set[tuple[int, int]]:
+        """Diffusion steps of the pivots, and rows, that there are engines for modulations of."""
+        graphs = self.manifest.graphs
+        kinds = {graphs[name].kind: engine for name, engine in self._engines.items()}
+        if not kinds.keys() >= set(MODULATED):
+            return set()
+        return {(profile["T"], profile["N"]) for profile in kinds[MODULATED[0]].profiles}
 
     def _out_of_memory(self, what: str, batch: int, error: Exception) -> DeviceMemoryError:
         batches = {p["B"] for e in self._engines.values() for p in e.profiles if "B" in p}
@@ -249,6 +285,9 @@ class TensorRTRunner(StepRunner):
         if self._generations is not None:
             self._generations.close()
             self._generations = None
+        if self._loops is not None:
+            self._loops.close()
+            self._loops = None
         if self._engines:
             for engine in self._engines.values():
                 engine.close()
@@ -343,13 +382,21 @@ def _load_engines(
     )
 
 
-def _load_sampling(device: CudaDevice) -> CudaSamplingKernels | None:
+def _load_sampling(
+    bundle: Bundle, device: CudaDevice
+) -> tuple[SamplingKernels | None, DiffusionKernels | None]:
+    """What the bundle's family samples with on the device."""
     try:
         kernels = KernelLibrary(open_library("trt").path, "sampling", device.gpu)
     except (PluginError, BackendUnavailableError) as error:
         logger.warning("sampling on the host, and no CUDA graphs: %s", error)
-        return None
-    return CudaSamplingKernels(kernels, device.stream)
+        return None, None
+    if bundle.manifest.family == "hmar":
+        return CudaSamplingKernels(kernels, device.stream), None
+    if channels := bundle.manifest.himar.token_channels % WORDS:
+        logger.warning("sampling on the host, and no CUDA graphs: %d channels", channels)
+        return None, None
+    return None, CudaDiffusionKernels(kernels, device.stream)
 
 
 def _load_plugin(library: TensorRT, found: EngineFolder, needed: list[str]) -> None:

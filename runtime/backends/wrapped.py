@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from runtime.backends.base import StepRunner
+from runtime.denoising import Denoising
 
 
 class WrappedRunner(StepRunner):
@@ -23,6 +24,11 @@ class WrappedRunner(StepRunner):
 
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
         return list(self.inner.run(graph, feeds).values())
+
+    def denoise(
+        self, step: Denoising, head_cond: Any, images: Sequence[int], seed: int
+    ) -> np.ndarray | None:
+        return self.inner.denoise(step, head_cond, images, seed)
 
     def numpy(self, value: Any) -> np.ndarray:
         return self.inner.numpy(value)

@@ -18,7 +18,7 @@ from runtime.config import BackendConfig
 from runtime.decoder_plan import read_sizes
 from runtime.engine_plan import EngineOptions, plan_engines
 from runtime.errors import BackendUnavailableError
-from runtime.pipeline import Pipeline
+from runtime.pipeline import HMARPipeline
 from tests.golden_data import assert_close
 from tests.host_decoder import HostDecoderKernels, host_table
 from tests.host_device import HostDevice, HostKernels, whole_engine
@@ -72,7 +72,7 @@ def test_images_are_those_of_the_graph(bundle: Bundle, runner: TensorRTRunner, b
 
 
 def test_a_whole_generation_is_that_of_the_steps(runner: TensorRTRunner) -> None:
-    pipeline = Pipeline(runner, max_batch=3)
+    pipeline = HMARPipeline(runner, max_batch=3)
     at_once = pipeline.generate([1], seed=4)
     steps = pipeline.generate([1], seed=4, on_scale=lambda event: None)
     np.testing.assert_array_equal(at_once, steps)

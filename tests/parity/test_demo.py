@@ -10,6 +10,8 @@ import pytest
 from export import ExportConfig, export_bundle
 from runtime.backends.onnx_stages import GraphCutter
 from runtime.pipeline import Pipeline
+from tests.cpp_build import build_cpp
+from tests.cpp_runtime import CppSession, Library
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 COLORS = {"robot-red": 0, "robot-green": 1, "robot-blue": 2}
@@ -63,6 +65,14 @@ def test_the_right_class_explains_a_picture_best(pipeline: Pipeline) -> None:
     right = pipeline.score(tokens, ["cat", "robot-blue"]).ns_log_prob.sum(axis=1)
     wrong = pipeline.score(tokens, ["robot-blue", "cat"]).ns_log_prob.sum(axis=1)
     assert (right > wrong).all(), (right, wrong)
+
+
+def test_the_cpp_runtime_draws_the_same_picture(pipeline: Pipeline, bundle: Path) -> None:
+    label = pipeline.class_names.index("robot-red")
+    with CppSession(Library(build_cpp("cpp").library), bundle) as session:
+        ours = session.generate([label], seed=1)
+    expected = pipeline.generate([label], seed=1)
+    np.testing.assert_array_equal(ours["pixels"], expected)
 
 
 def test_the_decoder_can_be_cut_between_its_blocks(bundle: Path) -> None:

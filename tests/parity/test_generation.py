@@ -13,7 +13,7 @@ from runtime.backends import generation
 from runtime.bundle import Bundle
 from runtime.config import SamplingConfig
 from runtime.engine_plan import EngineOptions
-from runtime.pipeline import Pipeline
+from runtime.pipeline import HMARPipeline, Pipeline
 from tests.host_device import HostDevice, host_runner
 
 BATCHES = (2, 4)
@@ -36,7 +36,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 def on_device(bundle: Bundle) -> Iterator[tuple[Pipeline, HostDevice]]:
     options = EngineOptions(batches=BATCHES, guidance="any")
     runner, device = host_runner(bundle, options, has_kernels=True)
-    with Pipeline(runner, max_batch=max(BATCHES)) as pipeline:
+    with HMARPipeline(runner, max_batch=max(BATCHES)) as pipeline:
         yield pipeline, device
     assert device.is_closed and not device.blocks
 
@@ -108,7 +108,7 @@ def test_without_kernels_the_loop_goes_step_by_step(
     bundle: Bundle, tiny_pipeline: Pipeline
 ) -> None:
     runner, device = host_runner(bundle, EngineOptions(batches=(2,)))
-    with Pipeline(runner, max_batch=2) as pipeline:
+    with HMARPipeline(runner, max_batch=2) as pipeline:
         images = pipeline.generate([1, 2], seed=3)
     assert device.captures == 0
     np.testing.assert_array_equal(images, tiny_pipeline.generate([1, 2], seed=3))

@@ -17,7 +17,7 @@ from runtime.bundle import Bundle
 from runtime.config import BackendConfig
 from runtime.engine_plan import EngineOptions, plan_engines, resolve
 from runtime.errors import BackendUnavailableError
-from runtime.pipeline import Pipeline
+from runtime.pipeline import HMARPipeline
 from runtime.transformer_plan import PASSES
 from tests.golden_data import assert_close
 from tests.host_device import HostDevice, HostKernels, whole_engine
@@ -78,12 +78,12 @@ def test_logits_are_those_of_the_graph(
 
 
 def test_every_kernel_is_used(runner: TensorRTRunner, kernels: HostTransformerKernels) -> None:
-    Pipeline(runner, max_batch=2).generate([1, 2], seed=4)
+    HMARPipeline(runner, max_batch=2).generate([1, 2], seed=4)
     assert kernels.launched == set(kernels.table)
 
 
 def test_a_whole_generation_is_that_of_the_steps(runner: TensorRTRunner) -> None:
-    pipeline = Pipeline(runner, max_batch=2)
+    pipeline = HMARPipeline(runner, max_batch=2)
     at_once = pipeline.generate([1, -1], seed=4)
     steps = pipeline.generate([1, -1], seed=4, on_scale=lambda event: None)
     np.testing.assert_array_equal(at_once, steps)

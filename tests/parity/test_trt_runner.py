@@ -15,7 +15,7 @@ from runtime.bundle import Bundle
 from runtime.config import BackendConfig
 from runtime.engine_plan import EngineOptions, Layout
 from runtime.errors import DeviceMemoryError, EngineIncompatibleError
-from runtime.pipeline import Pipeline
+from runtime.pipeline import HMARPipeline, Pipeline
 from scripts.profile_step import profile_layers
 from tests.cases import run_pipeline
 from tests.golden_data import Case
@@ -45,7 +45,7 @@ def test_golden_trace(bundle: Bundle, name: str, batches: tuple[int, ...], layou
         bundle, EngineOptions(batches=batches, layout=layout, guidance="any")
     )
     entry, golden = TINY.trace(name)
-    with Pipeline(runner, max_batch=max(batches)) as pipeline:
+    with HMARPipeline(runner, max_batch=max(batches)) as pipeline:
         compare_trace(golden, run_pipeline(pipeline, entry, golden))
     assert device.is_closed and not device.blocks
 
@@ -53,7 +53,7 @@ def test_golden_trace(bundle: Bundle, name: str, batches: tuple[int, ...], layou
 def test_prefix_context_and_score(bundle: Bundle, tiny_pipeline: Pipeline) -> None:
     options = EngineOptions(batches=(3,), guidance="any", extra=("ns_prefix", "score"))
     entry, golden = TINY.trace("argmax_kvcache")
-    with Pipeline(host_runner(bundle, options)[0], max_batch=3) as pipeline:
+    with HMARPipeline(host_runner(bundle, options)[0], max_batch=3) as pipeline:
         compare_trace(golden, run_pipeline(pipeline, entry, golden))
         images = tiny_pipeline.generate([1, 2], seed=3)
         tokens = pipeline.encode(images)
@@ -66,7 +66,7 @@ def test_prefix_context_and_score(bundle: Bundle, tiny_pipeline: Pipeline) -> No
 def test_an_image_does_not_depend_on_the_batch_bucket(bundle: Bundle) -> None:
     images = []
     for batches in ((1,), (2,), (4,)):
-        with Pipeline(host_runner(bundle, EngineOptions(batches=batches))[0], max_batch=1) as p:
+        with HMARPipeline(host_runner(bundle, EngineOptions(batches=batches))[0], max_batch=1) as p:
             images.append(p.generate([5], seed=11))
     for other in images[1:]:
         np.testing.assert_array_equal(other, images[0])
@@ -140,17 +140,17 @@ def test_a_graph_left_out_is_named_and_can_be_placed(bundle: Bundle) -> None:
     runner, _ = host_runner(bundle, options)
     entry, golden = TINY.trace("argmax")
     with pytest.raises(EngineIncompatibleError, match=r'placement=\{"decode": "ort-cpu"\}'):
-        run_pipeline(Pipeline(runner, max_batch=2), entry, golden)
+        run_pipeline(HMARPipeline(runner, max_batch=2), entry, golden)
     other = OnnxRuntimeRunner(bundle, BackendConfig(name="ort-cpu"))
     placed = PlacedRunner(runner, {"decode": other})
     assert placed.name == "trt (decode on ort-cpu)" and placed.max_batch == 2
-    with Pipeline(placed, max_batch=2) as pipeline:
+    with HMARPipeline(placed, max_batch=2) as pipeline:
         compare_trace(golden, run_pipeline(pipeline, entry, golden))
 
 
 def test_a_batch_beyond_the_engines_is_split(bundle: Bundle, tiny_pipeline: Pipeline) -> None:
     runner, _ = host_runner(bundle, EngineOptions(batches=(1, 2)))
-    with Pipeline(runner, max_batch=64) as pipeline:
+    with HMARPipeline(runner, max_batch=64) as pipeline:
         assert pipeline.max_batch == 2
         images = pipeline.generate([1, 2, 3, 4, 5], seed=5)
     reference = tiny_pipeline.generate([1, 2, 3, 4, 5], seed=5)
@@ -160,7 +160,7 @@ def test_a_batch_beyond_the_engines_is_split(bundle: Bundle, tiny_pipeline: Pipe
 def test_no_room_for_a_batch_names_a_smaller_one(bundle: Bundle) -> None:
     runner, device = host_runner(bundle, EngineOptions(batches=(1, 4)))
     device.total_nbytes = 100_000  # enough for one image
-    with Pipeline(runner, max_batch=4) as pipeline:
+    with HMARPipeline(runner, max_batch=4) as pipeline:
         message = (
             r"engine \w+ of \{.*\}: no room for its inputs and outputs: .*; loaded are \d+ MB of "
             r"weights, 0 MB of activations and 0 MB of buffers, free are .*with max_batch=1, or"
@@ -175,7 +175,7 @@ def test_an_interrupted_generation_keeps_no_buffers(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner, device = host_runner(bundle, EngineOptions(batches=(1,)))
-    with Pipeline(runner, max_batch=1) as pipeline:
+    with HMARPipeline(runner, max_batch=1) as pipeline:
         pipeline.generate([1], seed=3)  # constants take buffers for good
         whole = pipeline.generate([1], seed=3)
         blocks = len(device.blocks)

@@ -27,7 +27,7 @@ MAY_IMPORT = {
 LIBRARIES = {
     "hmar": {"torch", "numpy", "safetensors"},
     "plugins_trt": {"torch", "numpy", "triton"},
-    "runtime": {"numpy", "onnx", "onnxruntime", "cuda", "nvtx"},
+    "runtime": {"numpy", "onnx", "onnxruntime", "cuda", "nvtx", "triton_python_backend_utils"},
     "export": {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "ml_dtypes"},
 }
 
@@ -65,8 +65,8 @@ def test_runtime_needs_numpy_only() -> None:
         "import sys\n"
         "sys.modules.update(dict.fromkeys(['torch', 'onnx', 'onnxruntime', 'PIL', 'tensorrt', "
         "'tensorrt_rtx', 'cuda'], None))\n"
-        "import runtime, runtime.pipeline, runtime.trace, runtime.backends.onnxrt, "
-        "runtime.backends.trt, runtime.engine_cache"
+        "import runtime, runtime.pipeline, runtime.himar_pipeline, runtime.trace, "
+        "runtime.backends.onnxrt, runtime.backends.trt, runtime.engine_cache"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

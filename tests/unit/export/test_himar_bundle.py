@@ -47,22 +47,23 @@ def test_graphs_of_every_step(tiny_himar_bundle: Path) -> None:
     steps = {f"pivot_{s:02d}" for s in range(16)} | {f"dense_{k:02d}" for k in range(4)}
     denoisers = {f"denoise_{phase}" for phase in ("pivot", "dense")}
     assert set(manifest.graphs) == steps | denoisers | {f"{d}_unguided" for d in denoisers} | {
-        "cond", "dense", "decode", "decode_pivot", "encode",
+        "cond", "pivot", "dense", "modulate_pivot", "denoise_pivot_modulated",
+        "decode", "decode_pivot", "encode",
     }  # fmt: skip
     assert manifest.graph("dense", step_idx=2) == "dense_02" and manifest.graph("dense") == "dense"
     assert manifest.himar.num_iter == 4 and manifest.himar.image_side_px == 128
 
 
 def test_symbolic_dimensions(tiny_himar_bundle: Path) -> None:
-    allowed = {"pivot": {"N"}, "dense": {"N"}, "cond": {"N"}, "decode": {"B"}, "encode": {"B"}}
+    allowed = {
+        "pivot": {"N", "known", "n"}, "dense": {"N", "known"}, "modulate_pivot": {"T", "N", "n"},
+        "denoise_pivot": {"B", "2B", "n"}, "denoise_pivot_modulated": {"B", "2B", "n"},
+        "denoise_pivot_unguided": {"B", "n"}, "denoise_dense": {"B", "2B"}, "cond": {"N"},
+    }  # fmt: skip
     for name, spec in Bundle.open(tiny_himar_bundle).manifest.graphs.items():
         dims = {d for t in (*spec.inputs, *spec.outputs) for d in t.shape if isinstance(d, str)}
-        if spec.kind.startswith("denoise"):
-            rows = {"B"} if spec.kind.endswith("unguided") else {"B", "2B"}
-            assert dims == rows | ({"n"} if "pivot" in spec.kind else set()), name
-        else:
-            extra = {"known"} if name == "dense" else set()
-            assert dims == allowed[spec.kind.split("_")[0]] | extra, name
+        steps = {"N"} if name.startswith(("pivot_", "dense_")) else {"B"}
+        assert dims == allowed.get(name, steps), name
 
 
 def test_graphs_share_the_weights_file(tiny_himar_bundle: Path) -> None:

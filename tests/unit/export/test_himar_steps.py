@@ -21,7 +21,8 @@ def width(step: StepSpec, name: str) -> int:
 
 
 def test_every_pivot_is_predicted_once() -> None:
-    steps = steps_of("pivot")
+    *steps, any_number = steps_of("pivot")
+    assert any_number.step_idx is None and width(any_number, "predicted") == "n"
     assert len(steps) == 32 and sum(width(s, "predicted") for s in steps) == 64
     assert [BASE.buffer_size + s.known for s in (steps[0], steps[-1])] == [64, 125]
     assert all(width(s, "z") == width(s, "predicted") for s in steps)
@@ -53,4 +54,4 @@ def test_first_steps_take_no_tokens() -> None:
 
 def test_names_are_distinct() -> None:
     names = [s.name for s in Catalogue(BASE, KLVAEConfig(), "fp16", 12).steps()]
-    assert len(names) == len(set(names)) == 32 + 12 + 9
+    assert len(names) == len(set(names)) == 32 + 12 + 12

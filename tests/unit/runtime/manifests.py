@@ -83,7 +83,7 @@ def manifest(**changes: Any) -> Manifest:
 
 
 def himar_manifest(**changes: Any) -> Manifest:
-    """A Hi-MAR bundle with one step of each phase."""
+    """Grids of 4x4 pivots and 8x8 tokens, with every graph that a generation calls."""
     model = HiMARModelSpec(
         preset=None,
         embed_dim=C,
@@ -93,22 +93,35 @@ def himar_manifest(**changes: Any) -> Manifest:
         token_channels=CVAE,
         pivot_side=4,
         dense_side=8,
-        num_iter=1,
+        num_iter=2,
         image_side_px=64,
     )
     sampling = HiMARSamplingDefaults(
-        num_iter=1,
+        num_iter=2,
         cfg=2.5,
         re_cfg=2.7,
         cfg_schedule="linear",
         temperature=1.0,
-        pivot_diffusion_steps="100",
-        dense_diffusion_steps="250",
+        pivot_diffusion_steps="2",
+        dense_diffusion_steps="3",
     )
-    graphs = {
-        "pivot_00": _graph("pivot", None, ["cond", "source"], ["z", "head_cond"], 0),
-        "dense_00": _graph("dense", None, ["cond", "small_z", "source"], ["head_cond"], 0),
-    }
+    known = {"pivot": ["pivots", "known"], "dense": ["dense", "known"]}
+    state, guided = ["x", "timestep", "head_cond"], ["scale"]
+    graphs = {"cond": _graph("cond", None, ["label"], ["cond"])}
+    for s in range(model.pivot_steps):
+        inputs = ["cond", *(known["pivot"] if s else ()), "source", "predicted"]
+        graphs[f"pivot_{s:02d}"] = _graph("pivot", None, inputs, ["z", "head_cond"], s)
+    for k in (0, 1, None):
+        inputs = ["cond", "small_z", *(() if k == 0 else known["dense"]), "source"]
+        name = "dense" if k is None else f"dense_{k:02d}"
+        graphs[name] = _graph("dense", None, inputs, ["head_cond"], k)
+    for phase, outputs in (("pivot", ["noise", "variance"]), ("dense", ["noise"])):
+        kind = f"denoise_{phase}"
+        graphs[kind] = _graph(kind, None, state + guided, outputs)
+        graphs[f"{kind}_unguided"] = _graph(f"{kind}_unguided", None, state, outputs)
+    for kind in ("decode", "decode_pivot"):
+        graphs[kind] = _graph(kind, None, ["tokens"], ["image"])
+    graphs["encode"] = _graph("encode", None, ["image"], ["tokens", "std"])
     fields: dict[str, Any] = {
         "family": "himar", "model": model, "sampling": sampling, "graphs": graphs
     }  # fmt: skip

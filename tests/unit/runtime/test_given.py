@@ -14,7 +14,7 @@ from runtime.backends.fake import FakeRunner
 from runtime.config import SamplingConfig
 from runtime.editing import EditConfig
 from runtime.errors import ManifestError
-from runtime.pipeline import Pipeline
+from runtime.pipeline import HMARPipeline
 from runtime.trace import Trace
 from runtime.trajectory import ScaleEvent
 from tests.unit.runtime.manifests import V, himar_manifest, manifest
@@ -43,7 +43,7 @@ def edited(
     """The runner with its calls, the events of a run of its own, and a traced run."""
     keep, trace, events = np.asarray(keep, np.bool_).reshape(-1, 2, 2), Trace(), []
     labels, given_maps = list(range(len(keep))), tokens_of(len(keep))
-    pipeline = Pipeline(runner := fake(), max_batch=2)
+    pipeline = HMARPipeline(runner := fake(), max_batch=2)
     options: dict[str, Any] = {"edit": edit, "sampling": sampling, "seed": seed}
     pipeline.edit(given_maps, keep, labels, **options, trace=trace)
     runner.calls.clear()
@@ -113,7 +113,7 @@ def test_the_published_method_replaces_what_is_committed_and_no_more() -> None:
     edit = EditConfig(method="published")
     runner, events, trace = edited(keep, edit=edit, seed=3)
     plain = Trace()
-    Pipeline(fake(), max_batch=2).generate([0], sampling=TWO_PASSES, seed=3, trace=plain)
+    HMARPipeline(fake(), max_batch=2).generate([0], sampling=TWO_PASSES, seed=3, trace=plain)
     # the fake's logits do not depend on the image, so that the generation is the plain one
     for name, value in plain.arrays().items():
         np.testing.assert_array_equal(trace[name], value, name)
@@ -136,7 +136,7 @@ def test_refining_starts_from_the_given_tokens(rounds: int) -> None:
 
 
 def test_what_an_edit_refuses() -> None:
-    pipeline, keep = Pipeline(fake(), max_batch=2), np.ones((2, 2), np.bool_)
+    pipeline, keep = HMARPipeline(fake(), max_batch=2), np.ones((2, 2), np.bool_)
     with pytest.raises(ValueError, match=r"maps of .* tokens for 2 images, got"):
         pipeline.edit(tokens_of(1), keep, [1, 2])
     with pytest.raises(ValueError, match=r"tokens must be in 0\.\.15, got 0\.\.16"):
@@ -151,7 +151,7 @@ def test_what_an_edit_refuses() -> None:
 
 
 def test_another_family_is_refused() -> None:
-    pipeline = Pipeline(FakeRunner(himar_manifest(), {}), max_batch=2)
+    pipeline = HMARPipeline(FakeRunner(himar_manifest(), {}), max_batch=2)
     for use in (
         lambda: pipeline.edit(tokens_of(1), np.ones((2, 2), np.bool_), [1]),
         lambda: pipeline.score(tokens_of(1), [1]),

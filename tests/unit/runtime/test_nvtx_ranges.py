@@ -14,9 +14,11 @@ from runtime.backends import placement
 from runtime.backends.fake import FakeRunner
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig
+from runtime.denoising import Denoising
+from runtime.diffusion import diffusion_schedule
 from runtime.errors import BackendUnavailableError
 from runtime.nvtx_ranges import MarkedRunner, find_ranges
-from tests.unit.runtime.manifests import manifest
+from tests.unit.runtime.manifests import himar_manifest, manifest
 
 Log = list[object]
 
@@ -45,6 +47,26 @@ def test_a_range_per_step_named_after_its_graph(log: Log) -> None:
     with pytest.raises(RuntimeError):
         marked.run("decode", {"f_hat": np.zeros(1)})
     assert log == ["cond", "end", "decode", "end"]
+
+
+def test_a_range_around_denoising_at_once(log: Log) -> None:
+    class AtOnce(FakeRunner):
+        def denoise(self, step: Denoising, *arguments: object) -> np.ndarray:
+            log.append(step.step_idx)
+            return np.zeros((1, 1, 4))
+
+    step = Denoising(
+        phase="dense",
+        step_idx=3,
+        positions=np.zeros((1, 1), np.int64),
+        schedule=diffusion_schedule("2"),
+        weight=1.0,
+        is_guided=False,
+        temperature=1.0,
+    )
+    marked = MarkedRunner(AtOnce(himar_manifest(), {}), find_ranges())
+    assert marked.denoise(step, np.zeros(1), [0], 0).shape == (1, 1, 4)
+    assert log == ["denoise_dense_unguided", 3, "end"]
 
 
 @pytest.mark.parametrize("nvtx", [False, True])

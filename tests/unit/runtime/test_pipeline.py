@@ -15,7 +15,7 @@ import pytest
 
 from runtime.backends.fake import FakeRunner
 from runtime.errors import PipelineUseError
-from runtime.pipeline import Pipeline
+from runtime.pipeline import HMARPipeline, Pipeline
 from tests.unit.runtime.manifests import manifest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,7 +43,7 @@ class ClosingRunner(FakeRunner):
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_a_closed_pipeline_is_refused(use: Callable[[Pipeline], Any]) -> None:
     runner = ClosingRunner()
-    with Pipeline(runner, max_batch=1) as pipeline:
+    with HMARPipeline(runner, max_batch=1) as pipeline:
         pipeline.close()
     assert runner.closed == 1
     with pytest.raises(PipelineUseError, match=r"is closed; load it again with Pipeline\.load"):
@@ -53,17 +53,17 @@ def test_a_closed_pipeline_is_refused(use: Callable[[Pipeline], Any]) -> None:
 @pytest.mark.parametrize("make", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_a_pipeline_is_neither_pickled_nor_copied(make: Callable[[Any], Any]) -> None:
     with pytest.raises(TypeError, match=r"cannot be pickled or copied.*bundle's path"):
-        make(Pipeline(ClosingRunner(), max_batch=1))
+        make(HMARPipeline(ClosingRunner(), max_batch=1))
 
 
 def test_a_fork_refuses_the_pipeline_and_leaves_it_open() -> None:
     code = (
         "import os\n"
         "from runtime.errors import PipelineUseError\n"
-        "from runtime.pipeline import Pipeline\n"
+        "from runtime.pipeline import HMARPipeline\n"
         "from tests.unit.runtime.test_pipeline import USES, ClosingRunner\n"
         "runner = ClosingRunner()\n"
-        "pipeline = Pipeline(runner, max_batch=1)\n"
+        "pipeline = HMARPipeline(runner, max_batch=1)\n"
         "if child := os.fork():\n"
         "    os._exit(os.waitpid(child, 0)[1] != 0)\n"
         "for use in USES.values():\n"
@@ -82,5 +82,5 @@ def test_a_fork_refuses_the_pipeline_and_leaves_it_open() -> None:
 def test_no_more_images_in_one_pass_than_the_backend_takes() -> None:
     runner = ClosingRunner()
     runner.max_batch = 2
-    assert Pipeline(runner, max_batch=8).max_batch == 2
-    assert Pipeline(runner, max_batch=1).max_batch == 1
+    assert HMARPipeline(runner, max_batch=8).max_batch == 2
+    assert HMARPipeline(runner, max_batch=1).max_batch == 1

@@ -12,7 +12,7 @@ from runtime.backends.fake import FakeRunner
 from runtime.bundle import GraphSpec
 from runtime.config import SamplingConfig
 from runtime.errors import GenerationCancelled
-from runtime.pipeline import Pipeline
+from runtime.pipeline import HMARPipeline
 from runtime.trace import Trace
 from runtime.trajectory import ScaleEvent
 from tests.unit.runtime.manifests import CLASSES, CVAE, PATCH_NUMS, V, manifest
@@ -58,14 +58,14 @@ def runner() -> FakeRunner:
 
 
 def test_order_of_graphs(runner: FakeRunner) -> None:
-    Pipeline(runner, max_batch=8).generate([1, 2])
+    HMARPipeline(runner, max_batch=8).generate([1, 2])
     masked = ["mask_input1", "mask1"]
     # the first scale has no unconditional half
     assert runner.calls == ["cond", "ns0", "quant0", "cond", "ns1", *masked, "quant1", "decode"]
 
 
 def test_no_masked_passes(runner: FakeRunner) -> None:
-    Pipeline(runner, max_batch=8).generate(
+    HMARPipeline(runner, max_batch=8).generate(
         [1], sampling=SamplingConfig(top_k=0, mask_schedule=None)
     )
     assert not [call for call in runner.calls if call.startswith("mask")]
@@ -74,7 +74,7 @@ def test_no_masked_passes(runner: FakeRunner) -> None:
 def test_two_masked_passes(runner: FakeRunner) -> None:
     sampling = SamplingConfig(top_k=0, mask_schedule=[[1], [1, 1, 2]])
     trace = Trace()
-    Pipeline(runner, max_batch=8).generate([1], sampling=sampling, trace=trace)
+    HMARPipeline(runner, max_batch=8).generate([1], sampling=sampling, trace=trace)
     arrays = trace.arrays()
     assert runner.calls.count("mask1") == 2
     assert arrays["s1_m1_idx_to_mask"].shape == (1, 3) and arrays["s1_m2_idx_to_mask"].shape == (
@@ -91,12 +91,12 @@ def test_guided_batch_is_conditional_half_first(runner: FakeRunner) -> None:
         **FUNCTIONS,
         "cond": lambda spec, feeds: labels.append(feeds["label"]) or [feeds["label"]] * 3,
     }
-    Pipeline(runner, max_batch=8).generate([3, -1])
+    HMARPipeline(runner, max_batch=8).generate([3, -1])
     assert [value.tolist() for value in labels] == [[3, CLASSES], [3, CLASSES, CLASSES, CLASSES]]
 
 
 def test_requests_are_split_to_what_fits(runner: FakeRunner) -> None:
-    images = Pipeline(runner, max_batch=2).generate([1, 2, 3, 4, 5])
+    images = HMARPipeline(runner, max_batch=2).generate([1, 2, 3, 4, 5])
     assert runner.calls.count("decode") == 3
     assert images.shape == (5, 4, 4, 3) and images.dtype == np.uint8
 
@@ -113,7 +113,7 @@ def test_trace_of_a_split_batch_keeps_the_halves_together() -> None:
 
 def test_callback_after_every_scale_with_a_lazy_preview(runner: FakeRunner) -> None:
     events: list[ScaleEvent] = []
-    Pipeline(runner, max_batch=2).generate([1, 2, 3], on_scale=events.append)
+    HMARPipeline(runner, max_batch=2).generate([1, 2, 3], on_scale=events.append)
     assert [(e.scale_idx, e.pn, e.images) for e in events] == [
         (0, 1, slice(0, 2)), (1, 2, slice(0, 2)), (0, 1, slice(2, 3)), (1, 2, slice(2, 3)),
     ]  # fmt: skip
@@ -126,19 +126,19 @@ def test_callback_after_every_scale_with_a_lazy_preview(runner: FakeRunner) -> N
 @pytest.mark.parametrize("label", [CLASSES, -2, 1.0, "cat", True])
 def test_label_out_of_range(runner: FakeRunner, label: object) -> None:
     with pytest.raises(ValueError, match=rf"label .* is out of range: 0..{CLASSES - 1}, or -1"):
-        Pipeline(runner, max_batch=2).generate([1, label])  # type: ignore[list-item]
+        HMARPipeline(runner, max_batch=2).generate([1, label])  # type: ignore[list-item]
     assert runner.calls == []
 
 
 @pytest.mark.parametrize("index", [[0], [0, -1], [0, 2**64]])
 def test_bad_image_index(runner: FakeRunner, index: list[int]) -> None:
     with pytest.raises(ValueError, match="image_index"):
-        Pipeline(runner, max_batch=2).generate([1, 2], image_index=index)
+        HMARPipeline(runner, max_batch=2).generate([1, 2], image_index=index)
 
 
 def test_no_labels(runner: FakeRunner) -> None:
     with pytest.raises(ValueError, match="labels is empty"):
-        Pipeline(runner, max_batch=2).generate([])
+        HMARPipeline(runner, max_batch=2).generate([])
 
 
 def test_runner_names_what_a_graph_takes(runner: FakeRunner) -> None:
@@ -156,7 +156,7 @@ def test_runner_names_what_a_graph_takes(runner: FakeRunner) -> None:
     ids=("at the start", "before a masked pass", "before decoding"),
 )
 def test_cancelled_between_steps(runner: FakeRunner, asked: int, ran: list[str]) -> None:
-    pipeline = Pipeline(runner, max_batch=2)
+    pipeline = HMARPipeline(runner, max_batch=2)
     whole = pipeline.generate([1, 2, 3])
     runner.calls.clear()
     answers = [False] * (asked - 1) + [True]
@@ -168,7 +168,7 @@ def test_cancelled_between_steps(runner: FakeRunner, asked: int, ran: list[str])
 
 def test_interrupted_in_a_graph(runner: FakeRunner) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers ignore it
-    pipeline = Pipeline(runner, max_batch=2)
+    pipeline = HMARPipeline(runner, max_batch=2)
     whole = pipeline.generate([1])
 
     def interrupted(spec: GraphSpec, feeds: Feeds) -> list[np.ndarray]:
@@ -188,9 +188,9 @@ def test_f_hat_is_copied_to_the_host_for_a_trace_alone(
 ) -> None:
     copied: list[int] = []
     monkeypatch.setattr(runner, "numpy", lambda value: copied.append(value.ndim) or value)
-    Pipeline(runner, max_batch=1).generate([1])
+    HMARPipeline(runner, max_batch=1).generate([1])
     # three passes' logits, a map, an h, an image
     assert sorted(copied) == [3, 3, 3, 3, 3, 4]
     copied.clear()
-    Pipeline(runner, max_batch=1).generate([1], trace=Trace())
+    HMARPipeline(runner, max_batch=1).generate([1], trace=Trace())
     assert copied.count(4) == 4  # the image, again when it is recorded, and f_hat of both scales

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from hmar.himar_schedule import HiMARSampling
 from runtime.bundle import Bundle
 from runtime.config import SamplingConfig
+from runtime.himar_config import HiMARSamplingConfig
 from runtime.timing import Span
 from scripts.ceilings import measure_host_ceilings
 from scripts.chrome_trace import chrome_trace
@@ -19,9 +22,12 @@ from scripts.generation_bench import Bench, BenchConfig
 from scripts.generation_table import lines
 from scripts.generation_times import Effort, achieved
 from scripts.generation_work import Work
+from scripts.himar_rival import HiMARTorchGenerator
+from tests.himar_golden import HiMARCase
 
 ROOT = Path(__file__).resolve().parents[3]
 ONE_RUN = Effort(warmup=0, runs=1)
+QUICK = HiMARSamplingConfig(num_iter=1, pivot_diffusion_steps="2", dense_diffusion_steps="3")
 PARTS = [
     *("conditioning", "next-scale passes", "quantizer", "masked passes", "decode"),
     *("sampling", "other", "stepped"),
@@ -35,7 +41,8 @@ def figures(ms: float, **more: object) -> dict[str, Any]:
 RATES = {"tflops": 0.5, "gbytes_per_s": 30.0, "floor_share": 0.25}
 REPORT = {
     "machine": {"cpu": "2 x a CPU", "gpu": "none", "commit": "abc"},
-    "bundle": "tiny", "precision": "fp32", "side_px": 64, "cfg": 1.5, "masked_passes": 4,
+    "bundle": "tiny", "precision": "fp32", "side_px": 64,
+    "settings": "cfg 1.5, 4 masked passes",
     "image_flops": {"trunk": 2e9, "decode": 1e9},
     "ceilings": {"CPU": {"tflops": 0.1, "gbytes_per_s": 20.0}},
     "rows": [
@@ -82,8 +89,34 @@ def test_measures_the_tiny_bundle(tiny_bundle: Path) -> None:
     assert sum(bench.image_flops().values()) > 1e9
 
 
+def test_measures_a_bundle_of_himar(tiny_himar_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_himar_bundle).manifest
+    config = BenchConfig(
+        bundle=tiny_himar_bundle,
+        batches=(1,),
+        backends=("ort-cpu",),
+        sampling=QUICK,
+        effort=ONE_RUN,
+        threads=1,
+    )
+    (row,) = Bench(manifest, config).rows()
+    calls = {name: part.get("calls") for name, part in row["parts"].items()}
+    assert calls == {
+        "conditioning": 1, "pivot passes": 16, "pivot denoiser": 32, "dense passes": 1,
+        "dense denoiser": 3, "decode": 1, "sampling": None, "other": None, "stepped": None,
+    }  # fmt: skip
+    assert 0 < row["floor_share"] < 1
+
+
+def test_torch_generates_with_himar() -> None:
+    case = HiMARCase("tiny_a.linear")
+    generator = HiMARTorchGenerator(case.model, case.vae, torch.device("cpu"), torch.float32)
+    settings = HiMARSampling(cfg=2.0, re_cfg=2.0, pivot_respacing="2", dense_respacing="2")
+    images = generator([1], settings)
+    assert images.shape == (1, 128, 128, 3) and images.dtype == torch.uint8
+
+
 def test_torch_generates_too_and_says_what_it_cannot(tiny_bundle: Path) -> None:
-    torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("tests/gpu/test_bench.py compares both ways on a GPU")
     manifest = Bundle.open(tiny_bundle).manifest

@@ -1,0 +1,89 @@
+#include "session.h"
+
+#include <algorithm>
+
+#include "low_resolution.h"
+
+namespace hmar::core {
+
+Session::Session(std::unique_ptr<StepRunner> runner, size_t max_batch)
+    : runner_(std::move(runner)), max_batch_(max_batch) {}
+
+void Session::generate(const HmarRequest& request, const HmarOutput& output) {
+    for (const Part part : parts(request.labels.size())) generate_part(request, output, part);
+}
+
+void Session::generate(const HimarRequest& request, const HimarOutput& output) {
+    for (const Part part : parts(request.num_images)) generate_part(request, output, part);
+}
+
+void Session::generate_part(const HmarRequest& request, const HmarOutput& output, Part part) {
+    const ModelSpec& model = manifest().hmar();
+    HmarTrajectory trajectory(*runner_, request, part);
+    const Tensor f_hat = trajectory.run();
+    if (output.tokens != nullptr) {
+        int32_t* to = output.tokens + part.first * model.num_tokens();
+        for (size_t b = 0; b < part.count; ++b) {
+            for (int k = 0; k < model.num_scales(); ++k) {
+                const auto* tokens = static_cast<const int32_t*>(trajectory.tokens()[size_t(k)].data.get());
+                to = std::copy_n(tokens + b * model.length(k), model.length(k), to);
+            }
+        }
+    }
+    if (output.pixels == nullptr && output.image == nullptr) return;
+    write_image(decode(*runner_, f_hat), part, output.pixels, output.image);
+}
+
+void Session::generate_part(const HimarRequest& request, const HimarOutput& output, Part part) {
+    HimarTrajectory trajectory(*runner_, request, part);
+    trajectory.run();
+    const auto write = [&](const Tensor& tokens, float* into) {
+        const auto size = size_t(num_items(tokens.shape));
+        const auto* values = static_cast<const float*>(tokens.data.get());
+        if (into != nullptr) std::copy_n(values, size, into + part.first * (size / part.count));
+    };
+    write(trajectory.pivots(), output.pivots);
+    write(trajectory.dense(), output.dense);
+    if (output.small_pixels != nullptr) {
+        const std::vector<float> small = decode_pivots(*runner_, trajectory.pivots());
+        to_uint8(small.data(), part.count, kSmallSidePx,
+                 output.small_pixels + part.first * (small.size() / part.count));
+    }
+    if (output.pixels == nullptr && output.image == nullptr) return;
+    write_image(decode_dense(*runner_, trajectory.dense()), part, output.pixels, output.image);
+}
+
+void Session::write_image(const Tensor& image, Part part, uint8_t* pixels, float* values) const {
+    const auto side = size_t(manifest().image_side_px()), size = 3 * side * side;
+    const auto* image_B3HW = static_cast<const float*>(image.data.get());
+    if (values != nullptr) std::copy_n(image_B3HW, part.count * size, values + part.first * size);
+    if (pixels != nullptr) to_uint8(image_B3HW, part.count, side, pixels + part.first * size);
+}
+
+void Session::encode(const uint8_t* pixels, size_t num_images, int32_t* tokens) {
+    const GraphSpec& graph = manifest().graph("encode");
+    const auto side = size_t(manifest().hmar().image_side_px), area = side * side;
+    const auto num_tokens = int64_t(manifest().hmar().num_tokens());
+    for (const Part part : parts(num_images)) {
+        const Tensor image = make_tensor<float>({int64_t(part.count), 3, int64_t(side), int64_t(side)});
+        auto* image_B3HW = static_cast<float*>(image.data.get());
+        for (size_t b = 0; b < part.count; ++b) {
+            for (size_t i = 0; i < area; ++i) {
+                for (size_t c = 0; c < 3; ++c) image_B3HW[(3 * b + c) * area + i] = float(*pixels++) / 255;
+            }
+        }
+        const Tensor encoded = runner_->run_for("tokens", graph, {{"image", image}});
+        const Shape shape = {int64_t(part.count), num_tokens};
+        tokens =
+            std::copy_n(encoded.values<int32_t>(shape, "output tokens of encode"), num_items(shape), tokens);
+    }
+}
+
+std::vector<Part> Session::parts(size_t num_images) const {
+    std::vector<Part> parts;
+    for (size_t i = 0; i < num_images; i += max_batch_)
+        parts.push_back({i, std::min(max_batch_, num_images - i)});
+    return parts;
+}
+
+}  // namespace hmar::core

@@ -1,0 +1,71 @@
+"""libhmar_runtime, its tools and its tests, built by CMake."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cpp_runtime import onnxruntime_library
+from tests.plugin_build import ORT_HEADERS, ROOT, finish_cmake, start_cmake
+
+SOURCE = ROOT / "runtime" / "cpp"
+# one translation unit per target: a third of the time that the files take one by one
+ONE_UNIT = ("-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=99")
+
+
+@dataclass(frozen=True, slots=True)
+class CppBuild:
+    """A folder that CMake built."""
+
+    folder: Path
+
+    @property
+    def library(self) -> Path:
+        return self.folder / "libhmar_runtime.so"
+
+    @property
+    def generate_tool(self) -> Path:
+        return self.folder / "hmar-generate"
+
+    def install(self, prefix: Path) -> None:
+        """Installs library, headers, packages and tool."""
+        call("cmake", "--install", str(self.folder), "--prefix", str(prefix), "--strip")
+
+    def test(self, bundle: Path) -> None:
+        """Runs CTest on a bundle; none of its tests may be skipped."""
+        output = call(
+            "ctest", "--test-dir", str(self.folder), "--output-on-failure",
+            env={"HMAR_TEST_BUNDLE": str(bundle),
+                 "HMAR_TEST_ONNXRUNTIME": str(onnxruntime_library())},
+        )  # fmt: skip
+        assert "100% tests passed" in output and "Skipped" not in output, output
+
+
+def call(*command: str, env: Mapping[str, str] | None = None) -> str:
+    """What a command prints, on both streams; it must succeed."""
+    done = subprocess.run(
+        command, env=os.environ | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    text = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, text
+    return text
+
+
+def build_cpp(name: str, *options: str) -> CppBuild:
+    """The C++ runtime; skips the test that asks if a tool is missing."""
+    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
+    if not (ORT_HEADERS.parent / "nlohmann").is_dir() or not ORT_HEADERS.is_dir():
+        missing.append("headers of ONNX Runtime and JSON (python scripts/fetch_headers.py)")
+    if onnxruntime_library() is None:
+        missing.append("libonnxruntime.so in Python's onnxruntime package")
+    if missing:
+        pytest.skip(f"the C++ runtime cannot be built here: no {', no '.join(missing)}")
+    folder = ROOT / "build" / "tests" / name
+    finish_cmake(start_cmake(SOURCE, folder, "-DHMAR_BUILD_TESTS=ON", *ONE_UNIT, *options), folder)
+    return CppBuild(folder)
