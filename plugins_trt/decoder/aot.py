@@ -1,20 +1,13 @@
 """Compiles the decoder's kernels ahead of time, without a GPU, to one fatbinary and its table.
 
-`decoder.json` beside `decoder.fatbin` says, by architecture and kernel, how it is launched; its
-parameters are passed in order, `pointer` as an address. There are kernels for the GPU that their
-tiles were measured on, and for the sizes of the published tokenizer and the demo's.
+There are kernels for the GPU that their tiles were measured on, and for the sizes of the published
+tokenizer and the demo's.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from plugins_trt.ahead_of_time.fatbin import Kernels, build_fatbin, find_fatbinary, parse_args
-from plugins_trt.ahead_of_time.lowering import SCRATCH_PARAMETERS, Unit, run_time_parameters
+from plugins_trt.ahead_of_time import part
+from plugins_trt.ahead_of_time.lowering import Unit, run_time_parameters
 from plugins_trt.decoder.tiles import (
     ATTENTION_BLOCKS,
     CONVOLUTIONS,
@@ -25,7 +18,6 @@ from plugins_trt.decoder.tiles import (
     Tile,
 )
 
-FATBIN_FILE, TABLE_FILE = "decoder.fatbin", "decoder.json"
 MODULE = "plugins_trt.decoder.kernel"
 ARCHITECTURE = 90  # that the tiles were measured on
 GROUPS = 32  # of every group norm
@@ -78,8 +70,8 @@ def convolution_unit(conv: Convolution, tile: Tile) -> Unit:
     return _unit(f"{kind}_{sizes}", "conv", constants, tile.num_warps, tile.num_stages)
 
 
-def units() -> dict[Unit, int]:
-    """All units, with the number of input pixels from which on it is used."""
+def units() -> dict[Unit, dict[str, int]]:
+    """All units, with the number of input pixels from which on each is used."""
     found = {
         convolution_unit(conv, tile): pixels
         for conv, tiles in CONVOLUTIONS.items()
@@ -102,52 +94,9 @@ def units() -> dict[Unit, int]:
             padded = 1 << (channels - 1).bit_length()
             values = {"CHANNELS": channels, "PADDED": padded, "BLOCK": PIXELS_BLOCK}
             others.append(_unit(f"{channels}", "from_planes", values))
-    return found | dict.fromkeys(others, 0)
-
-
-def table(kernels: Kernels) -> dict[str, dict[str, Any]]:
-    """By architecture and name of the kernel: how it is launched."""
-    found: dict[str, dict[str, Any]] = {}
-    for (arch, unit), kernel in kernels.items():
-        found.setdefault(str(arch), {})[unit.name] = {
-            "function": unit.function.removesuffix("_kernel"),
-            "constants": dict(unit.constants),
-            "from_pixels": units()[unit],
-            "threads": kernel.threads,
-            "shared_bytes": kernel.shared_bytes,
-            "parameters": {
-                **{
-                    name: "pointer" if kind.startswith("*") else kind
-                    for name, kind in unit.parameters
-                },
-                **dict.fromkeys(SCRATCH_PARAMETERS, "pointer"),
-            },
-        }
-    return found
-
-
-def build(arches: Sequence[int], out: Path, *, fatbinary: str, jobs: int) -> None:
-    """Writes the fatbinary and its table to a folder; arguments as of `build_fatbin`.
-
-    Without ARCHITECTURE among them, both are empty.
-    """
-    kernels: Kernels = {}
-    if ARCHITECTURE in arches:
-        kernels = build_fatbin(
-            tuple(units()), [ARCHITECTURE], out / FATBIN_FILE, fatbinary=fatbinary, jobs=jobs
-        )
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / FATBIN_FILE).write_bytes(b"")
-    text = json.dumps(table(kernels), indent=1)
-    (out / TABLE_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def main() -> None:
-    args = parse_args("plugins_trt.decoder.aot", __doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build(args.arch, args.out, fatbinary=args.fatbinary or find_fatbinary(), jobs=args.jobs)
+    starts = found | dict.fromkeys(others, 0)
+    return {unit: {"from_pixels": pixels} for unit, pixels in starts.items()}
 
 
 if __name__ == "__main__":
-    main()
+    part.main("decoder", units(), __doc__, only=ARCHITECTURE)

@@ -1,20 +1,13 @@
 """Compiles the kernels ahead of time, without a GPU, to one fatbinary and its table.
 
-`glue.json` beside `glue.fatbin` says, by architecture and kernel, how it is launched; its
-parameters are passed in order, `pointer` as an address. There are kernels where there are those of
-the transformer, which they serve, and for maps of the published tokenizer's 32 channels.
+There are kernels where there are those of the transformer, which they serve, and for maps of the
+published tokenizer's 32 channels.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from plugins_trt.ahead_of_time.fatbin import Kernels, build_fatbin, find_fatbinary, parse_args
-from plugins_trt.ahead_of_time.lowering import SCRATCH_PARAMETERS, Unit, run_time_parameters
+from plugins_trt.ahead_of_time import part
+from plugins_trt.ahead_of_time.lowering import Unit, run_time_parameters
 from plugins_trt.glue.tiles import (
     COLUMNS_BLOCK,
     EMBED_TILE,
@@ -24,7 +17,6 @@ from plugins_trt.glue.tiles import (
     WINDOWS,
 )
 
-FATBIN_FILE, TABLE_FILE = "glue.fatbin", "glue.json"
 MODULE = "plugins_trt.glue.kernel"
 ARCHITECTURE = 90
 CHANNELS = 32  # of a map
@@ -58,10 +50,10 @@ def _unit(function: str, name: str = "", num_warps: int = 4, **constants: int) -
     )
 
 
-def units() -> tuple[Unit, ...]:
-    """All units."""
+def units() -> dict[Unit, dict[str, int]]:
+    """All units; their names and constants say all there is to know."""
     columns, pixels = {"BLOCK": COLUMNS_BLOCK}, {"CHANNELS": CHANNELS, "BLOCK": PIXELS_BLOCK}
-    return (
+    found = (
         _unit("class", **columns),
         *(
             _unit("modulation", f"_{rows}", BLOCK_M=rows, **MODULATION_TILE)
@@ -77,50 +69,8 @@ def units() -> tuple[Unit, ...]:
         *(_unit("phi", name, ADDS=adds, **pixels) for adds, name in enumerate(("", "_adding"))),
         *(_unit("reduce", f"_{size}", CHANNELS=CHANNELS, WINDOW=size) for size in WINDOWS),
     )
-
-
-def table(kernels: Kernels) -> dict[str, dict[str, Any]]:
-    """By architecture and name of the kernel: how it is launched."""
-    found: dict[str, dict[str, Any]] = {}
-    for (arch, unit), kernel in kernels.items():
-        found.setdefault(str(arch), {})[unit.name] = {
-            "function": unit.function.removesuffix("_kernel"),
-            "constants": dict(unit.constants),
-            "threads": kernel.threads,
-            "shared_bytes": kernel.shared_bytes,
-            "parameters": {
-                **{
-                    name: "pointer" if kind.startswith("*") else kind
-                    for name, kind in unit.parameters
-                },
-                **dict.fromkeys(SCRATCH_PARAMETERS, "pointer"),
-            },
-        }
-    return found
-
-
-def build(arches: Sequence[int], out: Path, *, fatbinary: str, jobs: int) -> None:
-    """Writes the fatbinary and its table to a folder; arguments as of `build_fatbin`.
-
-    Without ARCHITECTURE among them, both are empty.
-    """
-    kernels: Kernels = {}
-    if ARCHITECTURE in arches:
-        kernels = build_fatbin(
-            units(), [ARCHITECTURE], out / FATBIN_FILE, fatbinary=fatbinary, jobs=jobs
-        )
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / FATBIN_FILE).write_bytes(b"")
-    text = json.dumps(table(kernels), indent=1)
-    (out / TABLE_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def main() -> None:
-    args = parse_args("plugins_trt.glue.aot", __doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build(args.arch, args.out, fatbinary=args.fatbinary or find_fatbinary(), jobs=args.jobs)
+    return {unit: {} for unit in found}
 
 
 if __name__ == "__main__":
-    main()
+    part.main("glue", units(), __doc__, only=ARCHITECTURE)

@@ -1,22 +1,11 @@
-"""Compiles the sampling kernels ahead of time, without a GPU, to one fatbinary and its table.
-
-`sampling.json` beside `sampling.fatbin` says, by architecture and kernel, how it is launched; its
-parameters are passed in order, `pointer` as an address.
-"""
+"""Compiles the sampling kernels ahead of time, without a GPU, to one fatbinary and its table."""
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from plugins_trt.ahead_of_time.fatbin import Kernels, build_fatbin, find_fatbinary, parse_args
-from plugins_trt.ahead_of_time.lowering import SCRATCH_PARAMETERS, Unit, run_time_parameters
+from plugins_trt.ahead_of_time import part
+from plugins_trt.ahead_of_time.lowering import Unit, run_time_parameters
 from plugins_trt.sampling.diffusion import COUNTS, WEIGHTS
 
-FATBIN_FILE, TABLE_FILE = "sampling.fatbin", "sampling.json"
 MODULE, DIFFUSION = "plugins_trt.sampling.kernel", "plugins_trt.sampling.diffusion"
 
 # Items that one program holds, and its warps: the vocabulary; the positions of a scale, with how
@@ -62,68 +51,24 @@ def _unit(name: str, block: int, num_warps: int, module: str = MODULE, **constan
     )
 
 
-def blocks() -> dict[Unit, tuple[str, int]]:
-    """All units, with the function that each computes and the items of one program."""
-    return {
+def units() -> dict[Unit, dict[str, int]]:
+    """All units, with the items of one program."""
+    sizes = {
         **{
-            _unit("draw", block, warps, BLOCK_V=block): ("draw", block)
-            for block, warps in DRAW_WARPS.items()
+            _unit("draw", block, warps, BLOCK_V=block): block for block, warps in DRAW_WARPS.items()
         },
         **{
-            _unit("select", block, warps, BLOCK_L=block, BLOCK_C=compared): ("select", block)
+            _unit("select", block, warps, BLOCK_L=block, BLOCK_C=compared): block
             for block, (compared, warps) in SELECT_SIZES.items()
         },
-        _unit("to_uint8", PIXELS_BLOCK, 4, BLOCK=PIXELS_BLOCK): ("to_uint8", PIXELS_BLOCK),
+        _unit("to_uint8", PIXELS_BLOCK, 4, BLOCK=PIXELS_BLOCK): PIXELS_BLOCK,
         **{
-            _unit(name, DIFFUSION_BLOCK, 4, DIFFUSION, BLOCK=DIFFUSION_BLOCK): (
-                name,
-                DIFFUSION_BLOCK,
-            )
+            _unit(name, DIFFUSION_BLOCK, 4, DIFFUSION, BLOCK=DIFFUSION_BLOCK): DIFFUSION_BLOCK
             for name in ("start", "reverse")
         },
     }
-
-
-def all_units() -> tuple[Unit, ...]:
-    """Everything that the fatbinary holds, for one architecture."""
-    return tuple(blocks())
-
-
-def table(arches: Sequence[int], kernels: Kernels) -> dict[str, dict[str, Any]]:
-    """By architecture and name of the kernel: how it is launched."""
-    return {
-        str(arch): {
-            unit.name: {
-                "function": function,
-                "block": block,
-                "threads": kernels[arch, unit].threads,
-                "shared_bytes": kernels[arch, unit].shared_bytes,
-                "parameters": {
-                    **{
-                        name: "pointer" if kind.startswith("*") else kind
-                        for name, kind in unit.parameters
-                    },
-                    **dict.fromkeys(SCRATCH_PARAMETERS, "pointer"),
-                },
-            }
-            for unit, (function, block) in blocks().items()
-        }
-        for arch in arches
-    }
-
-
-def build(arches: Sequence[int], out: Path, *, fatbinary: str, jobs: int) -> None:
-    """Writes the fatbinary and its table to a folder; arguments as of `build_fatbin`."""
-    kernels = build_fatbin(all_units(), arches, out / FATBIN_FILE, fatbinary=fatbinary, jobs=jobs)
-    text = json.dumps(table(arches, kernels), indent=1)
-    (out / TABLE_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def main() -> None:
-    args = parse_args("plugins_trt.sampling.aot", __doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build(args.arch, args.out, fatbinary=args.fatbinary or find_fatbinary(), jobs=args.jobs)
+    return {unit: {"block": block} for unit, block in sizes.items()}
 
 
 if __name__ == "__main__":
-    main()
+    part.main("sampling", units(), __doc__)

@@ -1,21 +1,15 @@
 """Compiles the transformer's kernels ahead of time, without a GPU, to one fatbinary and its table.
 
-`transformer.json` beside `transformer.fatbin` says, by architecture and kernel, how it is launched;
-its parameters are passed in order, `pointer` as an address. Where `overlaps` is true, the launch
-has the attribute of programmatic stream serialization. There are kernels for the GPU that their
-tiles were measured on.
+There are kernels for the GPU that their tiles were measured on.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from plugins_trt.ahead_of_time.fatbin import Kernels, build_fatbin, find_fatbinary, parse_args
-from plugins_trt.ahead_of_time.lowering import SCRATCH_PARAMETERS, Unit, run_time_parameters
+from plugins_trt.ahead_of_time import part
+from plugins_trt.ahead_of_time.lowering import Unit, run_time_parameters
 from plugins_trt.transformer.tiles import (
     ATTENTION_TILES,
     LAYERS,
@@ -26,7 +20,6 @@ from plugins_trt.transformer.tiles import (
     Tile,
 )
 
-FATBIN_FILE, TABLE_FILE = "transformer.fatbin", "transformer.json"
 MODULE = "plugins_trt.transformer.kernel"
 ARCHITECTURE = 90  # that the tiles were measured on
 
@@ -85,73 +78,33 @@ def linear_unit(layer: Layer, tile: Tile) -> Unit:
     return _unit(function, name, constants, tile.num_warps, tile.num_stages, types)
 
 
-def units() -> dict[Unit, dict[str, list[int]]]:
-    """All units: the parts of a pass that each computes, and from how many rows or tokens on."""
+def units() -> dict[Unit, dict[str, Any]]:
+    """All units.
+
+    The table says of each: the parts of a pass that it computes (`uses`, from how many rows or
+    tokens on), the number of its programs if it is persistent, and that its launch has the
+    attribute of programmatic stream serialization.
+    """
     found: dict[Unit, dict[str, list[int]]] = {}
-    for part, unit, size in _uses():
-        found.setdefault(unit, {}).setdefault(part, []).append(size)
-    return found
+    for used_for, unit, size in _uses():
+        found.setdefault(unit, {}).setdefault(used_for, []).append(size)
+    return {
+        unit: {"uses": uses, "programs": PROGRAMS, "overlaps": True} for unit, uses in found.items()
+    }
 
 
 def _uses() -> Iterator[tuple[str, Unit, int]]:
     for layer in LAYERS:
         for rows, tile in TILES[layer].items():
             yield layer, linear_unit(layer, tile), rows
-    for has_low, part in enumerate(("norm", "head_norm")):
+    for has_low, norm in enumerate(("norm", "head_norm")):
         constants = {"HAS_LOW": has_low, "BLOCK": ROW_BLOCK}
-        yield part, _unit("normalize", part, constants), 0
+        yield norm, _unit("normalize", norm, constants), 0
     for tokens, tile in ATTENTION_TILES.items():
         name = f"{tile.queries}x{tile.keys}"
         unit = _unit("attention", name, tile.constants, tile.num_warps, tile.num_stages)
         yield "attention", unit, tokens
 
 
-def table(kernels: Kernels) -> dict[str, dict[str, Any]]:
-    """By architecture and name of the kernel: how it is launched."""
-    found: dict[str, dict[str, Any]] = {}
-    for (arch, unit), kernel in kernels.items():
-        found.setdefault(str(arch), {})[unit.name] = {
-            "function": unit.function.removesuffix("_kernel"),
-            "uses": units()[unit],
-            "constants": dict(unit.constants),
-            "programs": PROGRAMS,
-            "overlaps": True,
-            "threads": kernel.threads,
-            "shared_bytes": kernel.shared_bytes,
-            "scratch_bytes": kernel.scratch_bytes,
-            "parameters": {
-                **{
-                    name: "pointer" if kind.startswith("*") else kind
-                    for name, kind in unit.parameters
-                },
-                **dict.fromkeys(SCRATCH_PARAMETERS, "pointer"),
-            },
-        }
-    return found
-
-
-def build(arches: Sequence[int], out: Path, *, fatbinary: str, jobs: int) -> None:
-    """Writes the fatbinary and its table to a folder; arguments as of `build_fatbin`.
-
-    Without ARCHITECTURE among them, both are empty.
-    """
-    kernels: Kernels = {}
-    if ARCHITECTURE in arches:
-        kernels = build_fatbin(
-            tuple(units()), [ARCHITECTURE], out / FATBIN_FILE, fatbinary=fatbinary, jobs=jobs
-        )
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / FATBIN_FILE).write_bytes(b"")
-    text = json.dumps(table(kernels), indent=1)
-    (out / TABLE_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def main() -> None:
-    args = parse_args("plugins_trt.transformer.aot", __doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build(args.arch, args.out, fatbinary=args.fatbinary or find_fatbinary(), jobs=args.jobs)
-
-
 if __name__ == "__main__":
-    main()
+    part.main("transformer", units(), __doc__, only=ARCHITECTURE)

@@ -10,10 +10,11 @@ from runtime.backends.planned_engine import (
     DeviceArrays,
     Planned,
     PlannedEngine,
+    plan_graphs,
+    share_weights,
     tensor_reader,
 )
 from runtime.bundle import Bundle, Manifest
-from runtime.engine_plan import EngineOptions, plan_profiles
 from runtime.glue_plan import GLUE, check_tensors, glue_weights, plan_glue
 from runtime.launches import KernelTable
 
@@ -25,14 +26,9 @@ def planned_glue(manifest: Manifest, table: KernelTable, batches: Sequence[int])
         BackendUnavailableError: there are no kernels for these sizes.
     """
     check_tensors(manifest)
-    options = EngineOptions(batches=tuple(batches), guidance="any")
-    planned: Planned = {}
-    for name, spec in manifest.graphs.items():
-        if spec.kind in GLUE:
-            profiles = plan_profiles(spec, manifest.hmar.patch_nums, options)
-            plans = [plan_glue(manifest, name, dims, table) for dims in profiles]
-            planned[name] = profiles, plans
-    return planned
+    return plan_graphs(
+        manifest, GLUE, batches, lambda name, dims: plan_glue(manifest, name, dims, table)
+    )
 
 
 def glue_engines(
@@ -46,8 +42,4 @@ def glue_engines(
     """
     planned = planned_glue(bundle.manifest, kernels.table, batches)
     weights = DeviceArrays(device, glue_weights(bundle.manifest, tensor_reader(bundle)))
-    nbytes = [weights.nbytes, *[0] * len(planned)]  # counted once
-    return {
-        name: PlannedEngine(kernels, device, profiles, plans, weights, counted)
-        for (name, (profiles, plans)), counted in zip(planned.items(), nbytes, strict=False)
-    }
+    return share_weights(planned, kernels, device, weights)

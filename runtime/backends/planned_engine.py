@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from runtime.backends.cuda import Device
 from runtime.backends.kernel_library import Kernels
-from runtime.bundle import STORED_AS, Bundle
-from runtime.engine_plan import Dims
+from runtime.bundle import STORED_AS, Bundle, Kind, Manifest
+from runtime.engine_plan import Dims, EngineOptions, plan_profiles
 from runtime.launches import ARRIVALS, LaunchPlan
 from runtime.stages import align
 
@@ -104,6 +104,37 @@ class PlannedEngine:
 
     def close(self) -> None:
         self._weights.close()
+
+
+def plan_graphs(
+    manifest: Manifest,
+    kinds: Collection[Kind],
+    batches: Sequence[int],
+    plan: Callable[[str, Dims], LaunchPlan],
+) -> Planned:
+    """Plans of all graphs of some kinds, for passes with and without guidance.
+
+    Args:
+        plan: that of a graph for the sizes of a profile.
+    """
+    options = EngineOptions(batches=tuple(batches), guidance="any")
+    planned: Planned = {}
+    for name, spec in manifest.graphs.items():
+        if spec.kind in kinds:
+            profiles = plan_profiles(spec, manifest.hmar.patch_nums, options)
+            planned[name] = profiles, [plan(name, dims) for dims in profiles]
+    return planned
+
+
+def share_weights(
+    planned: Planned, kernels: Kernels, device: Device, weights: DeviceArrays
+) -> dict[str, PlannedEngine]:
+    """Engines by graph that read the same weights, which count as the first one's."""
+    nbytes = [weights.nbytes, *[0] * len(planned)]
+    return {
+        name: PlannedEngine(kernels, device, profiles, plans, weights, counted)
+        for (name, (profiles, plans)), counted in zip(planned.items(), nbytes, strict=False)
+    }
 
 
 def tensor_reader(bundle: Bundle) -> Callable[[str], np.ndarray]:

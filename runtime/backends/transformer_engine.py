@@ -10,11 +10,13 @@ from runtime.backends.planned_engine import (
     DeviceArrays,
     Planned,
     PlannedEngine,
+    plan_graphs,
+    share_weights,
     tensor_reader,
 )
 from runtime.bundle import Bundle, Manifest
-from runtime.engine_plan import EngineOptions, plan_profiles
-from runtime.launches import KernelTable
+from runtime.engine_plan import Dims
+from runtime.launches import KernelTable, LaunchPlan
 from runtime.transformer_plan import PASSES, plan_pass, read_sizes, transformer_weights
 
 COUNTER_NBYTES = 4
@@ -27,15 +29,12 @@ def planned_passes(manifest: Manifest, table: KernelTable, batches: Sequence[int
         BackendUnavailableError: there are no kernels for these sizes.
     """
     sizes = read_sizes(manifest)
-    options = EngineOptions(batches=tuple(batches), guidance="any")
-    planned: Planned = {}
-    for name, spec in manifest.graphs.items():
-        if spec.kind in PASSES:
-            profiles = plan_profiles(spec, manifest.hmar.patch_nums, options)
-            branch = spec.kind.removesuffix("_trunk")
-            plans = [plan_pass(sizes, branch, d["N"], d["l"], table) for d in profiles]
-            planned[name] = profiles, plans
-    return planned
+
+    def plan(name: str, dims: Dims) -> LaunchPlan:
+        branch = manifest.graphs[name].kind.removesuffix("_trunk")
+        return plan_pass(sizes, branch, dims["N"], dims["l"], table)
+
+    return plan_graphs(manifest, PASSES, batches, plan)
 
 
 def transformer_engines(
@@ -51,8 +50,4 @@ def transformer_engines(
     arrivals = max(plan.num_arrivals for _, plans in planned.values() for plan in plans)
     arrays = transformer_weights(read_sizes(bundle.manifest), tensor_reader(bundle))
     weights = DeviceArrays(device, arrays, arrivals * COUNTER_NBYTES)
-    nbytes = [weights.nbytes, *[0] * len(planned)]  # counted once
-    return {
-        name: PlannedEngine(kernels, device, profiles, plans, weights, counted)
-        for (name, (profiles, plans)), counted in zip(planned.items(), nbytes, strict=False)
-    }
+    return share_weights(planned, kernels, device, weights)

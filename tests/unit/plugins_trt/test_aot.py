@@ -13,6 +13,7 @@ lowering = pytest.importorskip("plugins_trt.ahead_of_time.lowering", reason="no 
 fatbin = pytest.importorskip("plugins_trt.ahead_of_time.fatbin", reason="no triton")
 units = pytest.importorskip("plugins_trt.block_sparse_attn.units", reason="no triton")
 aot = pytest.importorskip("plugins_trt.block_sparse_attn.aot", reason="no triton")
+part = pytest.importorskip("plugins_trt.ahead_of_time.part", reason="no triton")
 sampling = pytest.importorskip("plugins_trt.sampling.aot", reason="no triton")
 decoder = pytest.importorskip("plugins_trt.decoder.aot", reason="no triton")
 
@@ -43,7 +44,7 @@ def test_normalize_keys_kernel() -> None:
 
 
 def test_names_of_kernels_are_unique() -> None:
-    names = [u.name for u in (*units.all_units(), *sampling.all_units(), *decoder.units())]
+    names = [u.name for u in (*units.all_units(), *sampling.units(), *decoder.units())]
     assert len(names) == len(set(names))
 
 
@@ -89,6 +90,6 @@ def test_failing_tool_is_quoted(tmp_path: Path) -> None:
 
 
 def test_decoder_without_its_architecture_is_an_empty_library(tmp_path: Path) -> None:
-    decoder.build([80, 86], tmp_path, fatbinary="not called", jobs=1)
-    assert (tmp_path / decoder.TABLE_FILE).read_text() == "{}\n"
-    assert (tmp_path / decoder.FATBIN_FILE).read_bytes() == b""
+    part.build("decoder", decoder.units(), [], tmp_path, fatbinary="not called", jobs=1)
+    assert (tmp_path / "decoder.json").read_text() == "{}\n"
+    assert (tmp_path / "decoder.fatbin").read_bytes() == b""

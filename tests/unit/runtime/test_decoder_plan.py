@@ -19,9 +19,9 @@ from runtime.decoder_plan import (
     plan_decoder,
 )
 from runtime.errors import BackendUnavailableError
+from tests.kernel_tables import kernel_table
 
 aot = pytest.importorskip("plugins_trt.decoder.aot", reason="no triton")
-lowering = pytest.importorskip("plugins_trt.ahead_of_time.lowering", reason="no triton")
 
 PUBLISHED = DecoderSizes(
     latent_channels=32, latent_side=16, widths=(160, 160, 320, 320, 640), num_blocks=3
@@ -37,8 +37,7 @@ BATCHES = (1, 3, 8, 64)
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[str, dict[str, Any]]:
-    compiled = lowering.Kernel(ptx="", threads=128, shared_bytes=0)
-    return aot.table(dict.fromkeys(((90, unit) for unit in aot.units()), compiled))["90"]
+    return kernel_table(aot)
 
 
 @pytest.fixture(scope="module")

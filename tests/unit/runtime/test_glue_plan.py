@@ -14,18 +14,17 @@ from runtime.bundle import GraphSpec, Manifest, WeightSpec
 from runtime.engine_plan import EngineOptions, plan_profiles
 from runtime.glue_plan import GLUE, glue_weights, plan_glue
 from runtime.launches import LaunchPlan
+from tests.kernel_tables import kernel_table
 from tests.unit.runtime.manifests import manifest, model_spec
 
 aot = pytest.importorskip("plugins_trt.glue.aot", reason="no triton")
-lowering = pytest.importorskip("plugins_trt.ahead_of_time.lowering", reason="no triton")
 
 NAMES = ("hmar-d16-256", "hmar-d24-512", "hmar-d36-s-512")
 
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[str, dict[str, Any]]:
-    compiled = lowering.Kernel(ptx="", threads=128, shared_bytes=0)
-    return aot.table(dict.fromkeys(((90, unit) for unit in aot.units()), compiled))["90"]
+    return kernel_table(aot)
 
 
 def published(name: str) -> Manifest:

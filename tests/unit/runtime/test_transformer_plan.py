@@ -9,9 +9,9 @@ import pytest
 from runtime.errors import BackendUnavailableError
 from runtime.launches import ARRIVALS, LaunchPlan
 from runtime.transformer_plan import TransformerSizes, plan_pass
+from tests.kernel_tables import kernel_table
 
 aot = pytest.importorskip("plugins_trt.transformer.aot", reason="no triton")
-lowering = pytest.importorskip("plugins_trt.ahead_of_time.lowering", reason="no triton")
 
 Kernels = dict[str, dict[str, Any]]
 Plans = dict[tuple[str, int, int], LaunchPlan]
@@ -30,14 +30,7 @@ PASSES = [
 
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
-    compiled = {
-        (90, unit): lowering.Kernel(
-            ptx="", threads=128, shared_bytes=0,
-            scratch_bytes=SCRATCH_BYTES if unit.may_use_scratch else 0,
-        )
-        for unit in aot.units()
-    }  # fmt: skip
-    return aot.table(compiled)["90"]
+    return kernel_table(aot)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,74 @@
+"""A part of the plugin library whose kernels the runtime launches itself.
+
+`NAME.fatbin` holds the kernels; `NAME.json` beside it says, by architecture and kernel, how each is
+launched. Its parameters are passed in order, `pointer` as an address.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plugins_trt.ahead_of_time.fatbin import Kernels, build_fatbin, find_fatbinary, parse_args
+from plugins_trt.ahead_of_time.lowering import SCRATCH_PARAMETERS, Unit
+
+Units = Mapping[Unit, Mapping[str, Any]]
+"""All units of a part, and what its planner needs to know of each."""
+
+
+def table(units: Units, kernels: Kernels) -> dict[str, dict[str, Any]]:
+    """By architecture and name of the kernel: how it is launched."""
+    found: dict[str, dict[str, Any]] = {}
+    for (arch, unit), kernel in kernels.items():
+        found.setdefault(str(arch), {})[unit.name] = {
+            "function": unit.function.removesuffix("_kernel"),
+            "constants": dict(unit.constants),
+            **units[unit],
+            "threads": kernel.threads,
+            "shared_bytes": kernel.shared_bytes,
+            "scratch_bytes": kernel.scratch_bytes,
+            "parameters": {
+                **{
+                    name: "pointer" if kind.startswith("*") else kind
+                    for name, kind in unit.parameters
+                },
+                **dict.fromkeys(SCRATCH_PARAMETERS, "pointer"),
+            },
+        }
+    return found
+
+
+def build(
+    name: str,
+    units: Units,
+    arches: Sequence[int],
+    out: Path,
+    *,
+    fatbinary: str,
+    jobs: int,
+) -> None:
+    """Writes the fatbinary and the table of a part to a folder; arguments as of `build_fatbin`.
+
+    Without architectures, both are empty.
+    """
+    fatbin = out / f"{name}.fatbin"
+    kernels: Kernels = {}
+    if arches:
+        kernels = build_fatbin(tuple(units), arches, fatbin, fatbinary=fatbinary, jobs=jobs)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        fatbin.write_bytes(b"")
+    text = json.dumps(table(units, kernels), indent=1)
+    (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def main(name: str, units: Units, description: str | None, only: int | None = None) -> None:
+    """The command line of a part; `only` is the one architecture that it has kernels for."""
+    args = parse_args(f"plugins_trt.{name}.aot", description)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arches = [arch for arch in args.arch if only in (None, arch)]
+    fatbinary = args.fatbinary or find_fatbinary()
+    build(name, units, arches, args.out, fatbinary=fatbinary, jobs=args.jobs)
