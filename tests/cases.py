@@ -66,6 +66,7 @@ def tiny_variant(name: str = "plain") -> Case:
         "plain": {},
         "shared-aln": {"shared_aln": True},
         "no-l2-norm": {"attn_l2_norm": False},
+        "shared-aln-without-l2-norm": {"shared_aln": True, "attn_l2_norm": False},
         "five-scales": {"patch_nums": [1, 2, 3, 5, 6], "L": 75, "depth": 3, "n_layers_train": 1},
     }
     case.config = {**case.config, **changes[name]}

@@ -16,7 +16,7 @@ from tests.cases import make_bundle, tiny_variant
 from tests.trace_check import compare_trace
 
 
-@pytest.mark.parametrize("variant", ["shared-aln", "no-l2-norm", "five-scales"])
+@pytest.mark.parametrize("variant", ["shared-aln-without-l2-norm", "five-scales"])
 def test_variant(tmp_path: Path, variant: str) -> None:
     case = tiny_variant(variant)
     patch_nums = case.config["patch_nums"]

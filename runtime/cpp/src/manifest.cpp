@@ -9,7 +9,7 @@
 namespace hmar::core {
 namespace {
 
-constexpr std::array<const char*, 21> kKinds = {"cond",
+constexpr std::array<const char*, 23> kKinds = {"cond",
                                                 "embed_first",
                                                 "embed_ns",
                                                 "embed_mask",
@@ -29,7 +29,9 @@ constexpr std::array<const char*, 21> kKinds = {"cond",
                                                 "denoise_dense",
                                                 "denoise_pivot_unguided",
                                                 "denoise_dense_unguided",
-                                                "decode_pivot"};
+                                                "decode_pivot",
+                                                "modulate_pivot",
+                                                "denoise_pivot_modulated"};
 constexpr std::array<const char*, 5> kDtypes = {"float32", "float16", "bfloat16", "int32", "bool"};
 constexpr std::array<size_t, 5> kItemBytes = {4, 2, 2, 4, 1};
 // far above every model there is; products of them stay far below 2^63

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from runtime.bundle import Bundle, parse_manifest
+from runtime.bundle import Bundle, Kind, parse_manifest
 from runtime.errors import ChecksumError, ManifestError
 from runtime.pipeline import Pipeline
 from tests.unit.runtime.manifests import himar_manifest, manifest
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def edited(change: Callable[[dict[str, Any]], None]) -> str:
@@ -103,6 +106,12 @@ def test_truncated_weights_are_seen_without_hashing(copied_bundle: Path) -> None
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ChecksumError, match="bytes, the manifest says"):
         Pipeline.load(copied_bundle, "ort-cpu", check_weights=False)
+
+
+def test_the_cpp_runtime_knows_the_same_kinds() -> None:
+    source = (ROOT / "runtime" / "cpp" / "src" / "manifest.cpp").read_text()
+    (listed,) = re.findall(r"kKinds = \{([^}]*)\}", source)
+    assert set(re.findall(r'"(\w+)"', listed)) == set(get_args(Kind))
 
 
 def test_families_have_their_own_models() -> None:
