@@ -28,7 +28,7 @@ LIBRARIES = {
     "hmar": {"torch", "numpy", "safetensors"},
     "plugins_trt": {"torch", "numpy", "triton"},
     "runtime": {"numpy", "onnx", "onnxruntime", "cuda", "nvtx", "triton_python_backend_utils"},
-    "export": {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "ml_dtypes"},
+    "export": {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "ml_dtypes"},
 }
 
 
