@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from export.errors import GraphError
 from export.ladder import NUMPY_DTYPES, Arrays
 from runtime.bundle import GraphSpec
 
@@ -36,11 +37,15 @@ class TorchGraph:
         """Reads a graph and its weights.
 
         Raises:
-            NotImplementedError: it holds an op that is not known here.
+            GraphError: it holds an op that is not known here.
         """
         self.spec, self.graph = spec, ir.load(path).graph
         if unknown := {node.op_type for node in self.graph} - set(OPS):
-            raise NotImplementedError(f"{path.name}: no PyTorch form of {sorted(unknown)}")
+            raise GraphError(
+                f"{path.name}: cannot be compared in bfloat16: ONNX Runtime's CPU provider does not "
+                f"run it, and {sorted(unknown)} have no PyTorch form here; export with --no-verify, "
+                "or in another precision"
+            )
         self.constants: dict[ir.Value, Tensor] = {}
         for value in self.graph.initializers.values():
             assert value.const_value is not None  # every initializer has its values

@@ -84,16 +84,14 @@ def transformer_weights(
     for group, layers in sizes.layers.items():
         for i in range(layers):
             name = f"{group}_blocks.{i}"
-            parts = [f"{p}.{kind}" for p in ("qkv", "proj", "fc1", "fc2") for kind in KINDS]
+            linears = ("qkv", "proj", "fc1", "fc2")
+            parts = [f"{linear}.{part}" for linear in linears for part in ("weight", "bias")]
             arrays |= {f"{name}.{part}": read(f"{name}.{part}") for part in (*parts, "scale_mul")}
     for branch in sizes.layers:
         if branch != "base":
             arrays[f"{branch}_head.weight"] = split(read(f"{branch}_head.weight"))
             arrays[f"{branch}_head.bias"] = read(f"{branch}_head.bias")
     return arrays
-
-
-KINDS = ("weight", "bias")
 
 
 def plan_pass(

@@ -91,7 +91,7 @@ def parse_args() -> argparse.Namespace:
         choices=("auto", "off"),
         default="auto",
         help="auto: build nothing for graphs that the plugin library's own kernels run on this "
-        "GPU; off: build all engines, for --transformer engine and --decoder engine",
+        "GPU; off: build all engines, for Pipeline.load(transformer='engine', decoder='engine')",
     )
     p.add_argument(
         "--guidance",
