@@ -42,9 +42,9 @@ class TorchGraph:
         self.spec, self.graph = spec, ir.load(path).graph
         if unknown := {node.op_type for node in self.graph} - set(OPS):
             raise GraphError(
-                f"{path.name}: cannot be compared in bfloat16: ONNX Runtime's CPU provider does not "
-                f"run it, and {sorted(unknown)} have no PyTorch form here; export with --no-verify, "
-                "or in another precision"
+                f"{path.name}: cannot be compared in bfloat16: ONNX Runtime's CPU provider does "
+                f"not run it, and {sorted(unknown)} have no PyTorch form here; export with "
+                "--no-verify, or in another precision"
             )
         self.constants: dict[ir.Value, Tensor] = {}
         for value in self.graph.initializers.values():
