@@ -11,6 +11,7 @@ import torch
 
 from export import ExportConfig, ExportError, ParityError, export_bundle, verify_bundle
 from export.engines import CpuEngine
+from export.errors import GraphError
 from export.families import load_family
 from export.himar.teacher import TeacherRun
 from export.himar.verify import make_teacher
@@ -203,6 +204,16 @@ def test_graphs_in_pytorch_op_by_op(tiny_himar_bundle: Path) -> None:
         results = TorchGraph(tiny_himar_bundle / spec.file, spec).run(feeds)
         for output, ref in expected.items():
             assert output_parity(ref, results[output]).rms_ratio < 2e-6, (name, output)
+
+
+def test_an_op_without_a_pytorch_form_is_named(tmp_path: Path) -> None:
+    helper, number = onnx.helper, onnx.TensorProto.FLOAT
+    x, y = (helper.make_tensor_value_info(name, number, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Sin", ["x"], ["y"])], "graph", [x], [y])
+    onnx.save(helper.make_model(graph), tmp_path / "sine.onnx")
+    spec = hmar_manifest().graphs["cond"]
+    with pytest.raises(GraphError, match=r"sine\.onnx: .* \['Sin'\] have no PyTorch form"):
+        TorchGraph(tmp_path / "sine.onnx", spec)
 
 
 # --- models that are conditioned by vectors ------------------------------------------------------
