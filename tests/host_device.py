@@ -37,12 +37,13 @@ class HostDevice:
         self.total_nbytes = total_nbytes
         self.blocks: dict[int, np.ndarray] = {}
         self.uploads = self.downloads = self.captures = 0
-        self.is_closed = False
+        self.is_closed = self.is_capturing = False
 
     def memory(self) -> tuple[int, int]:
         return self.total_nbytes - sum(map(len, self.blocks.values())), self.total_nbytes
 
     def allocate(self, nbytes: int) -> int:
+        assert not self.is_capturing, "CUDA allocates nothing while a graph is captured"
         if nbytes > self.memory()[0]:
             raise DeviceMemoryError(f"cudaMalloc ({nbytes / 1e6:.1f} MB): out of memory")
         block = np.full(nbytes, FILL, np.uint8)
@@ -68,6 +69,11 @@ class HostDevice:
 
     def capture(self, work: Callable[[], None]) -> HostGraph:
         self.captures += 1
+        self.is_capturing = True
+        try:
+            work()
+        finally:
+            self.is_capturing = False
         return HostGraph(work)
 
     def record(self) -> float:
