@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from runtime.backends.base import StepRunner
-from runtime.backends.cuda import Device, Graph
-from runtime.backends.device_values import BufferPool, DeviceValue
+from runtime.backends.cuda import Device
+from runtime.backends.device_values import BufferPool, DeviceValue, capture
 from runtime.backends.diffusion_kernels import WORDS, DiffusionKernels
 from runtime.bundle import Kind
 from runtime.denoising import Denoising
@@ -61,7 +61,7 @@ class DenoiseLoop:
     """The work of one plan, captured once and replayed.
 
     Args:
-        runner: keeps what it returns on `device`, in memory that later samplings write to.
+        runner: keeps what it returns on `device`, in `results`, which later samplings write to.
         pool: of what this one keeps.
     """
 
@@ -72,6 +72,7 @@ class DenoiseLoop:
         runner: StepRunner,
         kernels: DiffusionKernels,
         device: Device,
+        results: BufferPool,
         pool: BufferPool,
     ) -> None:
         self._plan, self._schedule = plan, schedule
@@ -105,8 +106,7 @@ class DenoiseLoop:
         visited = np.array(schedule.timesteps[::-1], np.int32)
         device.upload(self._timesteps.buffer.address, visited)
         start = time.perf_counter()
-        self._enqueue()  # whatever is made at first use is made now
-        self._graph: Graph = device.capture(self._enqueue)
+        self._graph = capture(device, results, self._enqueue)
         logger.info(
             "%s, batch %d, %d tokens: %d steps captured, %.2f s",
             *(self._name, B, n, schedule.num_steps, time.perf_counter() - start),
@@ -235,7 +235,13 @@ class DenoiseLoops:
             while len(self._made) >= MAX_GRAPHS:
                 self._made.popitem(last=False)[1].close()
             loop = DenoiseLoop(
-                plan, step.schedule, self._runner, self._kernels, self._device, self._kept
+                plan,
+                step.schedule,
+                self._runner,
+                self._kernels,
+                self._device,
+                self._results,
+                self._kept,
             )
             self._made[plan] = loop
         self._made.move_to_end(plan)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from runtime.backends.cuda import Device
+from runtime.backends.cuda import Device, Graph
 from runtime.bundle import STORED_AS
 
 
@@ -77,6 +77,18 @@ class BufferPool:
         self._all.clear()
         self._free.clear()
         self.nbytes = 0
+
+
+def capture(device: Device, pool: BufferPool, work: Callable[[], None]) -> Graph:
+    """A graph of some work, which is done before until it takes no new buffers from its pool.
+
+    A capture can make none, and what is kept at first use may have been free in between.
+    """
+    taken = -1
+    while taken != pool.nbytes:
+        taken = pool.nbytes
+        work()
+    return device.capture(work)
 
 
 @dataclass(frozen=True, slots=True)

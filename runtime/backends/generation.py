@@ -12,8 +12,8 @@ import numpy as np
 
 from runtime import sampler
 from runtime.backends.base import StepRunner
-from runtime.backends.cuda import Device, Graph
-from runtime.backends.device_values import BufferPool, DeviceValue
+from runtime.backends.cuda import Device
+from runtime.backends.device_values import BufferPool, DeviceValue, capture
 from runtime.backends.sampling_kernels import SamplingKernels
 from runtime.bundle import Kind, ModelSpec
 from runtime.config import SamplingConfig
@@ -92,11 +92,7 @@ class Generation:
         self._zeros = self._new("float32", plan.batch, self._model.latent_channels, P, P)
         device.zero(self._zeros.buffer.address, self._zeros.buffer.nbytes)
         start = time.perf_counter()
-        taken = -1
-        while taken != pool.nbytes:  # nothing can be made during a capture
-            taken = pool.nbytes
-            self._enqueue()
-        self._graph: Graph = device.capture(self._enqueue)
+        self._graph = capture(device, pool, self._enqueue)
         logger.info("%s: captured, %.2f s", plan, time.perf_counter() - start)
 
     def __call__(self) -> np.ndarray:
