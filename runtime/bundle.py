@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from runtime.errors import ChecksumError, ManifestError
+from runtime.records import mapping, record
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -38,8 +39,6 @@ STORED_AS: dict[str, Any] = {
     "bool": np.bool_,
 }
 """NumPy types of the same bytes; NumPy itself has no bfloat16."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,27 +365,27 @@ def parse_manifest(text: str, source: str) -> Manifest:
         )
     try:
         if data["family"] == "hmar":
-            data["model"] = _record(ModelSpec, data.get("model"), "model", patch_nums=_tuple)
-            data["sampling"] = _record(
+            data["model"] = record(ModelSpec, data.get("model"), "model", patch_nums=_tuple)
+            data["sampling"] = record(
                 SamplingDefaults, data.get("sampling"), "sampling", mask_schedule=_schedule
             )
         else:
-            data["model"] = _record(HiMARModelSpec, data.get("model"), "model")
-            data["sampling"] = _record(HiMARSamplingDefaults, data.get("sampling"), "sampling")
+            data["model"] = record(HiMARModelSpec, data.get("model"), "model")
+            data["sampling"] = record(HiMARSamplingDefaults, data.get("sampling"), "sampling")
         data["graphs"] = {
-            n: _graph(g, f"graphs.{n}") for n, g in _mapping(data.get("graphs"), "graphs").items()
+            n: _graph(g, f"graphs.{n}") for n, g in mapping(data.get("graphs"), "graphs").items()
         }
-        data["weights"] = _record(FileSpec, data.get("weights"), "weights")
+        data["weights"] = record(FileSpec, data.get("weights"), "weights")
         data["tensors"] = {
-            n: _record(WeightSpec, t, f"tensors.{n}", shape=_tuple)
-            for n, t in _mapping(data.get("tensors"), "tensors").items()
+            n: record(WeightSpec, t, f"tensors.{n}", shape=_tuple)
+            for n, t in mapping(data.get("tensors"), "tensors").items()
         }
-        data["plugins"] = tuple(_record(PluginSpec, p, "plugins") for p in data.get("plugins", ()))
-        data["sources"] = tuple(_record(FileSpec, s, "sources") for s in data.get("sources", ()))
+        data["plugins"] = tuple(record(PluginSpec, p, "plugins") for p in data.get("plugins", ()))
+        data["sources"] = tuple(record(FileSpec, s, "sources") for s in data.get("sources", ()))
         for optional in ("certificate", "class_names"):
             if data.get(optional) is not None:
-                data[optional] = _record(FileSpec, data[optional], optional)
-        manifest = _record(Manifest, data, "manifest")
+                data[optional] = record(FileSpec, data[optional], optional)
+        manifest = record(Manifest, data, "manifest")
         _check(manifest)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ManifestError(f"{source}: {error}") from error
@@ -414,27 +413,9 @@ def _check(manifest: Manifest) -> None:
 
 def _graph(data: Any, where: str) -> GraphSpec:
     def tensors(items: Any) -> tuple[TensorSpec, ...]:
-        return tuple(_record(TensorSpec, item, where, shape=_tuple) for item in items)
+        return tuple(record(TensorSpec, item, where, shape=_tuple) for item in items)
 
-    return _record(GraphSpec, data, where, inputs=tensors, outputs=tensors)
-
-
-def _record(cls: type[T], data: Any, where: str, **convert: Callable[[Any], Any]) -> T:
-    """A dataclass from a JSON object, with unknown and missing fields named."""
-    data = _mapping(data, where)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := set(data) - set(fields):
-        raise ValueError(f"{where}: unknown fields {sorted(unknown)}")
-    required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
-    if missing := required - set(data):
-        raise ValueError(f"{where}: missing fields {sorted(missing)}")
-    return cls(**{n: convert[n](v) if n in convert else v for n, v in data.items()})
-
-
-def _mapping(data: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping):
-        raise TypeError(f"{where}: expected an object, got {type(data).__name__}")
-    return data
+    return record(GraphSpec, data, where, inputs=tensors, outputs=tensors)
 
 
 def _tuple(items: Any) -> tuple[Any, ...]:
