@@ -76,6 +76,15 @@ def test_the_manifest_reads_back(bundle: Bundle) -> None:
     assert found.read_plan("cond") == str(bundle.folder / "graphs/cond.onnx").encode()
 
 
+def test_nothing_to_build_is_a_folder_that_says_so(bundle: Bundle) -> None:
+    kinds = {spec.kind for spec in bundle.manifest.graphs.values()}
+    options = dataclasses.replace(OPTIONS, leave_out=tuple(sorted(kinds)))
+    report = build_engines(bundle, TARGET, options, build=FakeBuild(), jobs=2)
+    assert not report.built and "0 engines" in report.summary()
+    found = find_engines(bundle, "tensorrt_rtx", "1.7.1", "sm89")
+    assert found.manifest.engines == {} and found.manifest.batches == (1, 8)
+
+
 CHANGES: dict[str, tuple[Callable[[Bundle], Bundle], Target, EngineOptions, str]] = {
     "batches": (
         lambda b: b,
