@@ -243,12 +243,12 @@ class _Planner:
 
     def _select(self, part: str, size: int) -> tuple[str, Mapping[str, Any]]:
         """The kernel of a part of the pass for so many rows or tokens."""
-        fitting = {
-            name: max(start for start in entry["uses"][part] if start <= size)
-            for name, entry in self._kernels.items()
-            if min(entry["uses"].get(part, [size + 1])) <= size
-        }
-        if not fitting:
+        found: dict[tuple[int, int], str] = {}
+        for name, entry in self._kernels.items():
+            for width, start in entry["uses"].get(part, ()):
+                if width <= self._sizes.width and start <= size:
+                    found[width, start] = name
+        if not found:
             raise BackendUnavailableError(f"the library has no transformer kernel for {part}")
-        name = max(fitting, key=fitting.__getitem__)
+        name = found[max(found)]
         return name, self._kernels[name]

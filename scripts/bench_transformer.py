@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from plugins_trt.transformer.tiles import LAYERS, TILES, Layer, Tile
+from plugins_trt.transformer.tiles import LAYERS, TILES, Layer, Tile, choose_tile
 from scripts.cli import parser, run
 from scripts.gpu_timing import time_graph
 
@@ -128,8 +128,9 @@ def main() -> None:
     print(torch.cuda.get_device_name(), "PyTorch", torch.__version__)
     for rows in map(int, args.rows.split(",")):
         for layer in LAYERS:
-            chosen = TILES[layer][max(start for start in TILES[layer] if start <= rows)]
-            tiles = list(dict.fromkeys(TILES[layer].values())) if args.all else [chosen]
+            tiles = [choose_tile(layer, args.width, rows)]
+            if args.all:
+                tiles = list(dict.fromkeys(t for of in TILES[layer].values() for t in of.values()))
             print_times(Problem.random(layer, rows, args.width, args.vocab), tiles)
 
 

@@ -24,7 +24,7 @@ def host_table() -> KernelTable:
 
     def add(function: str, part: str, size: int, **constants: int) -> None:
         table[f"{part}{size}"] = {
-            "function": function, "uses": {part: [size]}, "constants": constants,
+            "function": function, "uses": {part: [(0, size)]}, "constants": constants,
             "programs": PROGRAMS, "scratch_bytes": 128,
         }  # fmt: skip
 

@@ -13,8 +13,8 @@ from plugins_trt.ahead_of_time.lowering import Unit, run_time_parameters
 from plugins_trt.transformer.tiles import (
     ATTENTION_TILES,
     LAYERS,
+    NORM_BLOCKS,
     PROGRAMS,
-    ROW_BLOCK,
     TILES,
     Layer,
     Tile,
@@ -72,7 +72,7 @@ def linear_unit(layer: Layer, tile: Tile) -> Unit:
         **tile.constants,
     }
     kind = "head" if is_head else epilogue
-    name = f"{kind}_{tile.rows}x{tile.columns}x{tile.depth}_{tile.splits}"
+    name = f"{kind}_{tile.rows}x{tile.columns}x{tile.depth}_{tile.splits}_{tile.num_stages}"
     types = HEAD_PARAMETERS if is_head else PARAMETERS
     function = "wide" if tile.is_wide else "linear"
     return _unit(function, name, constants, tile.num_warps, tile.num_stages, types)
@@ -81,29 +81,31 @@ def linear_unit(layer: Layer, tile: Tile) -> Unit:
 def units() -> dict[Unit, dict[str, Any]]:
     """All units.
 
-    The table says of each: the parts of a pass that it computes (`uses`, from how many rows or
-    tokens on), the number of its programs if it is persistent, and that its launch has the
-    attribute of programmatic stream serialization.
+    The table says of each: the parts of a pass that it computes (`uses`, from which width of the
+    model on, and from how many rows or tokens on), the number of its programs if it is persistent,
+    and that its launch has the attribute of programmatic stream serialization.
     """
-    found: dict[Unit, dict[str, list[int]]] = {}
-    for used_for, unit, size in _uses():
-        found.setdefault(unit, {}).setdefault(used_for, []).append(size)
+    found: dict[Unit, dict[str, list[tuple[int, int]]]] = {}
+    for used_for, unit, width, size in _uses():
+        found.setdefault(unit, {}).setdefault(used_for, []).append((width, size))
     return {
         unit: {"uses": uses, "programs": PROGRAMS, "overlaps": True} for unit, uses in found.items()
     }
 
 
-def _uses() -> Iterator[tuple[str, Unit, int]]:
+def _uses() -> Iterator[tuple[str, Unit, int, int]]:
     for layer in LAYERS:
-        for rows, tile in TILES[layer].items():
-            yield layer, linear_unit(layer, tile), rows
+        for width, by_rows in TILES[layer].items():
+            for rows, tile in by_rows.items():
+                yield layer, linear_unit(layer, tile), width, rows
     for has_low, norm in enumerate(("norm", "head_norm")):
-        constants = {"HAS_LOW": has_low, "BLOCK": ROW_BLOCK}
-        yield norm, _unit("normalize", norm, constants), 0
+        for width, block in NORM_BLOCKS.items():
+            constants = {"HAS_LOW": has_low, "BLOCK": block}
+            yield norm, _unit("normalize", f"{norm}_{block}", constants, block // 256), width, 0
     for tokens, tile in ATTENTION_TILES.items():
         name = f"{tile.queries}x{tile.keys}"
         unit = _unit("attention", name, tile.constants, tile.num_warps, tile.num_stages)
-        yield "attention", unit, tokens
+        yield "attention", unit, 0, tokens
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from plugins_trt.transformer import kernel
-from plugins_trt.transformer.tiles import PROGRAMS, ROW_BLOCK, AttentionTile, Tile
+from plugins_trt.transformer.tiles import PROGRAMS, AttentionTile, Tile
 
 
 def linear(
@@ -83,7 +83,7 @@ def normalize(
     overlaps: bool = False,
 ) -> Tensor:
     """Layer norm and modulation, into `out_Rk`: (R, C), or (R, 2C) with what rounding lacks."""
-    R, C = x_RC.shape
+    (R, C), block = x_RC.shape, max(1024, triton.next_power_of_2(x_RC.shape[1]))
     kernel.normalize_kernel[(R,)](
         x_RC,
         ada_NC,
@@ -95,7 +95,8 @@ def normalize(
         shift_at,
         eps,
         HAS_LOW=out_Rk.shape[1] == 2 * C,
-        BLOCK=ROW_BLOCK,
+        BLOCK=block,
+        num_warps=block // 256,
         **_launch(overlaps),
     )
     return out_Rk

@@ -7,7 +7,9 @@ kernels serve models of all sizes.
 
 With few rows the time goes into waiting for the kernel before. With OVERLAPS a kernel is put onto
 its multiprocessors while the one before it writes its results, and waits there (programmatic
-dependent launch); every kernel waits, so that what ran before the one before is over, too.
+dependent launch). Every kernel lets the next one start only after its own wait, so what ran before
+the one before is over: what that wrote, such as the residual stream and modulation vectors, and
+what no kernel writes is read before the wait.
 """
 
 from __future__ import annotations
@@ -54,36 +56,28 @@ def normalize_kernel(
             `shift_at`.
         out: (rows, width); with HAS_LOW (rows, 2 * width), each row being the rounded result and
             what it lacks of the float32 one.
-        BLOCK: values read at once.
+        BLOCK: power of two, at least `width`.
     """
-    _begin(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     x += row * width
     out += row * width * (2 if HAS_LOW else 1)
     ada += row // length * ada_stride
-    total = tl.zeros([BLOCK], tl.float32)
-    square = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, width, BLOCK):
-        offs = start + tl.arange(0, BLOCK)
-        value = tl.load(x + offs, mask=offs < width, other=0.0).to(tl.float32)
-        total += value
-        square += value * value
-    mean = tl.sum(total, axis=0) / width
-    variance = tl.maximum(tl.sum(square, axis=0) / width - mean * mean, 0.0)
-    inverse = 1.0 / tl.sqrt(variance + eps)
+    offs = tl.arange(0, BLOCK)
+    is_value = offs < width
+    scale = tl.load(ada + scale_at + offs, mask=is_value, other=0.0).to(tl.float32)
+    shift = tl.load(ada + shift_at + offs, mask=is_value, other=0.0).to(tl.float32)
+    _begin(OVERLAPS)
     _end(OVERLAPS)
-    for start in range(0, width, BLOCK):
-        offs = start + tl.arange(0, BLOCK)
-        is_value = offs < width
-        value = tl.load(x + offs, mask=is_value, other=0.0).to(tl.float32)
-        scale = tl.load(ada + scale_at + offs, mask=is_value, other=0.0).to(tl.float32)
-        shift = tl.load(ada + shift_at + offs, mask=is_value, other=0.0).to(tl.float32)
-        value = (value - mean) * inverse * (1.0 + scale) + shift
-        high = value.to(out.dtype.element_ty)
-        tl.store(out + offs, high, mask=is_value)
-        if HAS_LOW:
-            low = (value - high.to(tl.float32)).to(out.dtype.element_ty)
-            tl.store(out + width + offs, low, mask=is_value)
+    value = tl.load(x + offs, mask=is_value, other=0.0).to(tl.float32)
+    mean = tl.sum(value, axis=0) / width
+    value = tl.where(is_value, value - mean, 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(value * value, axis=0) / width + eps)
+    value = value * inverse * (1.0 + scale) + shift
+    high = value.to(out.dtype.element_ty)
+    tl.store(out + offs, high, mask=is_value)
+    if HAS_LOW:
+        low = (value - high.to(tl.float32)).to(out.dtype.element_ty)
+        tl.store(out + width + offs, low, mask=is_value)
 
 
 @triton.jit
@@ -108,25 +102,40 @@ def _depths(k, depth, HAS_LOW: tl.constexpr):
 
 
 @triton.jit
-def _write(
-    acc_MN, ada, bias, residual, out, first_m, first_n, rows, length, width, ada_stride, gate_at,
-    EPILOGUE: tl.constexpr,
+def _operands(
+    ada, bias, residual, first_m, first_n, rows, length, width, ada_stride, gate_at,
+    EPILOGUE: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
+    """What the epilogue of a tile needs beside the product: bias, gates, residual values."""
+    row_M, offs_N = first_m + tl.arange(0, M), first_n + tl.arange(0, N)
+    is_column_N = offs_N < width
+    bias_N = tl.load(bias + offs_N, mask=is_column_N, other=0.0)
+    if EPILOGUE == RESIDUAL:
+        is_value_MN = (row_M < rows)[:, None] & is_column_N[None, :]
+        gate = ada + gate_at + (row_M // length)[:, None] * ada_stride + offs_N[None, :]
+        place_MN = row_M.to(tl.int64)[:, None] * width + offs_N[None, :]
+        return (
+            bias_N,
+            tl.load(gate, mask=is_value_MN, other=0.0),
+            tl.load(residual + place_MN, mask=is_value_MN, other=0.0),
+        )
+    else:
+        return bias_N, bias_N, bias_N
+
+
+@triton.jit
+def _write(acc_MN, operands, out, first_m, first_n, rows, width, EPILOGUE: tl.constexpr):
     """Stores a tile of a linear layer, after what follows the layer."""
     row_M = first_m + tl.arange(0, acc_MN.shape[0])
     offs_N = first_n + tl.arange(0, acc_MN.shape[1])
-    is_column_N = offs_N < width
-    is_value_MN = (row_M < rows)[:, None] & is_column_N[None, :]
+    is_value_MN = (row_M < rows)[:, None] & (offs_N < width)[None, :]
     place_MN = row_M.to(tl.int64)[:, None] * width + offs_N[None, :]
-    acc_MN += tl.load(bias + offs_N, mask=is_column_N, other=0.0).to(tl.float32)[None, :]
+    acc_MN += operands[0].to(tl.float32)[None, :]
     if EPILOGUE == GELU:  # the tanh approximation; 1 + tanh(u) is 2 / (1 + exp(-2 u))
         cubic_MN = acc_MN * (1.0 + 0.044715 * acc_MN * acc_MN)
         acc_MN = acc_MN / (1.0 + tl.exp2(cubic_MN * GELU_EXPONENT))
     if EPILOGUE == RESIDUAL:
-        gate = ada + gate_at + (row_M // length)[:, None] * ada_stride + offs_N[None, :]
-        gate_MN = tl.load(gate, mask=is_value_MN, other=0.0).to(tl.float32)
-        before_MN = tl.load(residual + place_MN, mask=is_value_MN, other=0.0).to(tl.float32)
-        acc_MN = before_MN + gate_MN * acc_MN
+        acc_MN = operands[2].to(tl.float32) + operands[1].to(tl.float32) * acc_MN
     tl.store(out + place_MN, acc_MN.to(out.dtype.element_ty), mask=is_value_MN)
 
 
@@ -157,34 +166,37 @@ def linear_kernel(
         EPILOGUE: PLAIN, GELU, or RESIDUAL: residual + gate * (x @ weights + bias).
         GROUP_M: row tiles that are computed together.
     """
-    _begin(OVERLAPS)
     tile, split = tl.program_id(0), tl.program_id(1)
     first_m, first_n = _locate(tile, rows, width, BLOCK_M, BLOCK_N, GROUP_M)
     row_M = first_m + tl.arange(0, BLOCK_M)
-    is_row_M1 = (row_M < rows)[:, None]
     offs_N = first_n + tl.arange(0, BLOCK_N)
     # columns beyond the last one are read elsewhere and dropped; were rows, too, all programs would
     # wait for the same one
     read_N = tl.max_contiguous(tl.multiple_of(offs_N % width, 16), 16)
-    offs_K = tl.arange(0, BLOCK_K)
-    x_MK = x + row_M.to(tl.int64)[:, None] * depth * (2 if HAS_LOW else 1) + offs_K[None, :]
-    w_KN = weights + offs_K[:, None] * width + read_N[None, :]
     total_depth = depth * (3 if HAS_LOW else 1)
     steps = tl.cdiv(total_depth // BLOCK_K, SPLITS)
     first_k = split * steps * BLOCK_K
+    end_k = tl.minimum(first_k + steps * BLOCK_K, total_depth)
+    operands = _operands(
+        ada, bias, residual, first_m, first_n, rows, length, width, ada_stride, gate_at,
+        EPILOGUE, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    offs_K = tl.arange(0, BLOCK_K)
+    w_KN = weights + offs_K[:, None] * width + read_N[None, :]
+    _begin(OVERLAPS)
+    row_stride = depth * (2 if HAS_LOW else 1)
+    is_row_M1 = (row_M < rows)[:, None]
+    x_MK = x + row_M.to(tl.int64)[:, None] * row_stride + offs_K[None, :]
     acc_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k in range(first_k, tl.minimum(first_k + steps * BLOCK_K, total_depth), BLOCK_K):
+    for k in range(first_k, end_k, BLOCK_K):
         x_k, w_k = _depths(k, depth, HAS_LOW)
         a_MK = tl.load(x_MK + x_k, mask=is_row_M1, other=0.0)
         acc_MN = tl.dot(a_MK, tl.load(w_KN + w_k * width), acc=acc_MN)
     _end(OVERLAPS)
     if SPLITS == 1:
-        _write(
-            acc_MN, ada, bias, residual, out, first_m, first_n, rows, length, width, ada_stride,
-            gate_at, EPILOGUE,
-        )  # fmt: skip
+        _write(acc_MN, operands, out, first_m, first_n, rows, width, EPILOGUE)
     else:
-        is_value_MN = is_row_M1 & (offs_N < width)[None, :]
+        is_value_MN = (row_M < rows)[:, None] & (offs_N < width)[None, :]
         place_MN = partials + row_M[:, None] * width + offs_N[None, :]
         tl.store(place_MN + split * rows * width, acc_MN, mask=is_value_MN)
         tl.debug_barrier()  # the program's partial sums are all there before it arrives
@@ -196,10 +208,7 @@ def linear_kernel(
                 part_MN = place_MN + part * rows * width
                 # past the L1 cache: others wrote it
                 acc_MN += tl.load(part_MN, mask=is_value_MN, other=0.0, cache_modifier=".cg")
-            _write(
-                acc_MN, ada, bias, residual, out, first_m, first_n, rows, length, width, ada_stride,
-                gate_at, EPILOGUE,
-            )  # fmt: skip
+            _write(acc_MN, operands, out, first_m, first_n, rows, width, EPILOGUE)
 
 
 @triton.jit
@@ -245,14 +254,14 @@ def wide_kernel(
             acc_MN = tl.dot(x_tiles.load([first_m, x_k]), w_tiles.load([w_k, first_n]), acc=acc_MN)
         # in parts, since all values at once do not fit the registers
         left_MN, right_MN = _halves(acc_MN)
-        _write(
-            left_MN, ada, bias, residual, out, first_m, first_n, rows, length, width, ada_stride,
-            gate_at, EPILOGUE,
-        )  # fmt: skip
-        _write(
-            right_MN, ada, bias, residual, out, first_m, first_n + BLOCK_N // 2, rows, length,
-            width, ada_stride, gate_at, EPILOGUE,
-        )  # fmt: skip
+        for half in tl.static_range(2):
+            half_n = first_n + half * (BLOCK_N // 2)
+            operands = _operands(
+                ada, bias, residual, first_m, half_n, rows, length, width, ada_stride, gate_at,
+                EPILOGUE, BLOCK_M, BLOCK_N // 2,
+            )  # fmt: skip
+            half_MN = left_MN if half == 0 else right_MN
+            _write(half_MN, operands, out, first_m, half_n, rows, width, EPILOGUE)
 
 
 @triton.jit
@@ -275,6 +284,7 @@ def attention_kernel(
         BLOCK_Q, BLOCK_L: queries of a program, keys of a step.
     """
     _begin(OVERLAPS)
+    _end(OVERLAPS)
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     qkv += image * length * 3 * width + head * HEAD_DIM
     offs_Q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -300,7 +310,6 @@ def attention_kernel(
         sum_Q = sum_Q * shrink_Q + tl.sum(p_QL, axis=1)
         acc_Qd = tl.dot(p_QL.to(v_Ld.dtype), v_Ld, acc=acc_Qd * shrink_Q[:, None])
         max_Q = new_max_Q
-    _end(OVERLAPS)
     o_Qd = (acc_Qd / sum_Q[:, None]).to(out.dtype.element_ty)
     out += image * length * width + head * HEAD_DIM
     tl.store(out + offs_Q[:, None] * width + offs_d[None, :], o_Qd, mask=is_query_Q1)

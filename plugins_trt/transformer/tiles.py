@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 HEAD_DIM = 64
-ROW_BLOCK = 1024  # values of a row that are read at once
 PROGRAMS = 132  # of a persistent kernel: multiprocessors of an H100
 
 Layer = Literal["qkv", "proj", "fc1", "fc2", "head"]
@@ -45,7 +44,9 @@ class Tile:
             "BLOCK_K": self.depth,
             "GROUP_M": self.group,
         }
-        return constants if self.is_wide else {**constants, "SPLITS": self.splits}
+        if self.is_wide:
+            return constants
+        return {**constants, "SPLITS": self.splits}
 
     def count(self, rows: int, columns: int) -> int:
         """Tiles of an output."""
@@ -67,38 +68,71 @@ class AttentionTile:
         return {"BLOCK_Q": self.queries, "BLOCK_L": self.keys}
 
 
-FEW = Tile(rows=16, columns=32, num_stages=4)
-SOME = Tile(rows=16, columns=64, num_stages=4)
-SOME_QUARTERS = Tile(rows=16, columns=64, splits=4, num_stages=4)
-NARROW = Tile(rows=64, columns=32)
-NARROW_QUARTERS = Tile(rows=64, columns=32, splits=4)
-SQUARE = Tile(rows=64, columns=64)
-SQUARE_SHALLOW = Tile(rows=64, columns=64, depth=64, num_stages=4)
-QUARTERS = Tile(rows=64, columns=64, splits=4)
-LONG = Tile(rows=64, columns=128, depth=64, num_stages=4)
-HALVES = Tile(rows=64, columns=128, splits=2)
+def _few(columns: int, splits: int = 1, num_stages: int = 4) -> Tile:
+    return Tile(rows=16, columns=columns, splits=splits, num_stages=num_stages)
+
+
+def _some(columns: int, splits: int = 1, num_stages: int = 7) -> Tile:
+    return Tile(rows=64, columns=columns, depth=64, splits=splits, num_stages=num_stages)
+
+
+LONG = _some(128, num_stages=5)
+LONG_HALVES = _some(128, splits=2, num_stages=5)
+SQUARE = _some(64, num_stages=5)
+TALL = Tile(rows=128, columns=64, depth=64, num_stages=4)
+FLAT = Tile(rows=64, columns=256, depth=64, num_warps=8, num_stages=4)
 LARGE = Tile(rows=128, columns=128, depth=64, num_warps=8, num_stages=4)
-BROAD = Tile(rows=128, columns=128, depth=64, is_wide=True, num_warps=8, num_stages=4)
 WIDE = Tile(rows=128, columns=256, depth=64, is_wide=True, num_warps=8)
 HEAD = Tile(rows=64, columns=128, depth=64)
 
-TILES: dict[Layer, dict[int, Tile]] = {
+TILES: dict[Layer, dict[int, dict[int, Tile]]] = {
     "qkv": {
-        0: FEW, 17: SOME, 33: NARROW, 65: SQUARE, 129: LONG, 257: SQUARE_SHALLOW,
-        1537: LARGE, 1793: BROAD, 3073: WIDE,
+        0: {
+            0: _few(32, num_stages=6), 17: _some(32), 65: LONG, 300: LARGE, 449: TALL, 769: WIDE,
+            1537: LARGE, 1793: WIDE,
+        },
+        1280: {0: _few(64), 17: _some(64), 65: LONG, 150: LARGE, 449: WIDE},
     },
     "proj": {
-        0: Tile(rows=16, columns=32, splits=4), 17: SOME_QUARTERS, 33: NARROW_QUARTERS,
-        65: Tile(rows=64, columns=32, splits=2), 257: SQUARE, 769: LONG, 1537: LARGE, 4097: WIDE,
+        0: {
+            0: _few(64, 4), 33: _some(32, 4), 65: _some(32, 2), 130: _some(32), 300: SQUARE,
+            769: LONG, 1537: LARGE, 2049: WIDE,
+        },
+        1280: {
+            0: _few(64, 4), 33: _some(32, 2), 65: _some(64, 2), 150: _some(64), 300: LONG,
+            769: LARGE, 1537: WIDE,
+        },
     },
-    "fc1": {0: FEW, 17: SOME, 33: NARROW, 129: SQUARE_SHALLOW, 385: LARGE, 1537: WIDE},
+    "fc1": {
+        0: {0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 300: TALL, 769: WIDE},
+        1280: {
+            0: _few(64), 17: _some(64), 65: SQUARE, 150: LARGE, 300: WIDE, 577: FLAT, 769: WIDE,
+        },
+    },
     "fc2": {
-        0: Tile(rows=16, columns=32, splits=8), 17: SOME_QUARTERS, 33: NARROW_QUARTERS,
-        97: QUARTERS, 257: HALVES, 769: Tile(rows=64, columns=128), 1537: LARGE, 3073: WIDE,
+        0: {
+            0: _few(32, 4), 17: _few(64, 4), 33: _some(32, 4), 130: _some(64, 2),
+            300: LONG_HALVES, 769: LONG, 1537: LARGE, 2049: WIDE,
+        },
+        1280: {
+            0: _few(64, 4), 33: _some(64, 4), 65: _some(64, 2), 150: LONG_HALVES, 300: LONG,
+            769: LARGE, 1537: WIDE,
+        },
     },
-    "head": {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE},
+    "head": {0: {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE}},
 }  # fmt: skip
-"""By layer and number of rows from which on."""
+"""By layer, width of the model from which on, and number of rows from which on."""
+
+
+def choose_tile(layer: Layer, width: int, rows: int) -> Tile:
+    """The tile of a layer of a model of this width."""
+    by_width = TILES[layer]
+    by_rows = by_width[max(start for start in by_width if start <= width)]
+    return by_rows[max(start for start in by_rows if start <= rows)]
+
+
+NORM_BLOCKS = {0: 1024, 1025: 2048, 2049: 4096}
+"""Values of a row that a program holds, by width from which on."""
 
 ATTENTION_TILES = {
     0: AttentionTile(queries=16, keys=16, num_warps=2, num_stages=1),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from plugins_trt.transformer.tiles import choose_tile
 from runtime.errors import BackendUnavailableError
 from runtime.launches import ARRIVALS, LaunchPlan
 from runtime.transformer_plan import TransformerSizes, plan_pass
@@ -22,9 +23,14 @@ D16 = TransformerSizes(
 D30 = TransformerSizes(
     width=1920, heads=30, hidden=7680, vocab=4096, layers={"base": 22, "ns": 8, "mask": 8}
 )
-SIZES = {"d16": D16, "d30": D30}
+D36 = TransformerSizes(
+    width=2304, heads=36, hidden=9216, vocab=4096, layers={"base": 28, "ns": 8, "mask": 8}
+)
+SIZES = {"d16": D16, "d30": D30, "d36": D36}
 PASSES = [
-    (images, length) for images in (1, 2, 16, 128) for length in (1, 4, 9, 16, 64, 100, 256, 1024)
+    (images, length)
+    for images in (1, 2, 16, 128)
+    for length in (1, 4, 9, 16, 25, 36, 64, 100, 169, 256, 324, 1024)
 ]
 
 
@@ -44,6 +50,14 @@ def plans(kernels: Kernels) -> Plans:
 
 def test_the_library_holds_the_kernels_that_are_launched(kernels: Kernels, plans: Plans) -> None:
     assert {step.kernel for plan in plans.values() for step in plan.steps} == set(kernels)
+
+
+def test_layers_run_in_the_tiles_that_were_measured(plans: Plans) -> None:
+    for (name, images, length), plan in plans.items():
+        launched = [step.kernel for step in plan.steps]
+        for layer in aot.LAYERS:
+            tile = choose_tile(layer, SIZES[name].width, images * length)
+            assert aot.linear_unit(layer, tile).name in launched
 
 
 def test_arguments_are_the_parameters_of_the_kernels(kernels: Kernels, plans: Plans) -> None:
