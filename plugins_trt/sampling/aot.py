@@ -11,9 +11,11 @@ MODULE, DIFFUSION = "plugins_trt.sampling.kernel", "plugins_trt.sampling.diffusi
 # Items that one program holds, and its warps: the vocabulary; the positions of a scale, with how
 # many candidates are compared at once; pixels; blocks of random numbers.
 DRAW_WARPS = {512: 4, 2048: 4, 4096: 8, 8192: 8}
+VOCAB_STEPS = (1, 4)  # four logits are read at once
 SELECT_SIZES = {64: (64, 4), 256: (32, 4), 1024: (16, 8), 4096: (8, 32)}
 PIXELS_BLOCK = 1024
 DIFFUSION_BLOCK = 128
+ALIGNMENT = 16  # of pointers, in bytes
 
 PARAMETERS = {
     **dict.fromkeys(("logits", "confidences", "image"), "*fp32"),
@@ -37,26 +39,44 @@ DIFFUSION_PARAMETERS = {
 }
 
 
-def _unit(name: str, block: int, num_warps: int, module: str = MODULE, **constants: int) -> Unit:
+def _unit(
+    name: str,
+    block: int,
+    num_warps: int,
+    module: str = MODULE,
+    aligned: tuple[str, ...] = (),
+    suffix: str = "",
+    **constants: int,
+) -> Unit:
     function = f"{name}_kernel"
     types = PARAMETERS if module == MODULE else DIFFUSION_PARAMETERS
     return Unit(
-        name=f"hmar_{name}_{block}",
+        name=f"hmar_{name}_{block}{suffix}",
         module=module,
         function=function,
         parameters=run_time_parameters(module, function, types),
         constants=tuple(constants.items()),
+        alignments=tuple((parameter, ALIGNMENT) for parameter in aligned),
         num_warps=num_warps,
         fuses_products=False,  # as NumPy rounds
     )
 
 
+def draw_unit(block: int, vocab_step: int, num_warps: int) -> Unit:
+    """Draws from a vocabulary that is a multiple of `vocab_step`."""
+    aligned, suffix = (("logits",), f"_by{vocab_step}") if vocab_step > 1 else ((), "")
+    constants = {"BLOCK_V": block, "VOCAB_STEP": vocab_step}
+    return _unit("draw", block, num_warps, aligned=aligned, suffix=suffix, **constants)
+
+
 def units() -> dict[Unit, dict[str, int]]:
-    """All units, with the items of one program."""
+    """All units, with the items of one program, and what the vocabulary must be a multiple of."""
+    draws = {
+        draw_unit(block, step, warps): {"block": block, "step": step}
+        for block, warps in DRAW_WARPS.items()
+        for step in VOCAB_STEPS
+    }
     sizes = {
-        **{
-            _unit("draw", block, warps, BLOCK_V=block): block for block, warps in DRAW_WARPS.items()
-        },
         **{
             _unit("select", block, warps, BLOCK_L=block, BLOCK_C=compared): block
             for block, (compared, warps) in SELECT_SIZES.items()
@@ -67,7 +87,7 @@ def units() -> dict[Unit, dict[str, int]]:
             for name in ("start", "reverse")
         },
     }
-    return {unit: {"block": block} for unit, block in sizes.items()}
+    return {**draws, **{unit: {"block": block} for unit, block in sizes.items()}}
 
 
 if __name__ == "__main__":

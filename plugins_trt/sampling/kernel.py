@@ -4,8 +4,8 @@
 least confident tokens for the next masked pass. Settings, seeds and image numbers are read from the
 device, so that a captured CUDA graph can be replayed with others.
 
-They choose what the NumPy rule chooses from the same logits. Sums are in float64 here, where NumPy
-adds float32 probabilities of the nucleus one after the other; a token at the very edge of the
+They choose what the NumPy rule chooses from the same logits. Sums of the nucleus are exact to 2^-45
+here, where NumPy adds float32 probabilities one after the other; a token at the very edge of the
 nucleus can therefore fall on the other side.
 """
 
@@ -16,6 +16,9 @@ import triton.language as tl
 
 MAX_PASSES = tl.constexpr(256)  # as in runtime.philox
 MASK_CFG_RATIO = tl.constexpr(1e-6)  # as in runtime.sampler
+MASS_ONE = tl.constexpr(1 << 44)  # probability 1 as an integer
+COUNT_BITS = tl.constexpr(16)
+COUNT_MASK = tl.constexpr((1 << 16) - 1)
 
 
 @triton.jit
@@ -26,22 +29,15 @@ def _ordered(x):
 
 
 @triton.jit
-def _kth_largest(keys_V, k):
-    """The largest integer that at least k keys reach.
+def _value(key):
+    """The float of an integer of `_ordered`."""
+    bits = key.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ -2147483648, ~bits).to(tl.float32, bitcast=True)
 
-    Two bits at a time: the three counts of a step are added up as fields of one integer.
-    """
-    found = tl.full([], 0, tl.uint32)
-    for step in range(16):
-        unit = tl.full([], 1, tl.uint32) << (30 - 2 * step)
-        one_V = (keys_V >= found + unit).to(tl.int64)
-        two_V = (keys_V >= found + 2 * unit).to(tl.int64)
-        three_V = (keys_V >= found + 3 * unit).to(tl.int64)
-        counts = tl.sum(one_V + (two_V << 20) + (three_V << 40), axis=0)
-        reached = ((counts & 0xFFFFF) >= k).to(tl.uint32)
-        reached += (((counts >> 20) & 0xFFFFF) >= k).to(tl.uint32)
-        found += unit * (reached + ((counts >> 40) >= k).to(tl.uint32))
-    return found
+
+@triton.jit
+def _add_two(a, b, c, d):
+    return a + c, b + d
 
 
 @triton.jit
@@ -50,23 +46,77 @@ def _add_three(a, b, c, d, e, f):
 
 
 @triton.jit
-def _nucleus_edge(keys_V, p_V, outside):
-    """The smallest key whose mass, together with that of all smaller keys, exceeds `outside`."""
-    found = tl.full([], 0, tl.uint32)
-    for step in range(16):
-        unit = tl.full([], 1, tl.uint32) << (30 - 2 * step)
-        below_one, below_two, below_three = tl.reduce(
+def _top_k_edge(keys_V, k):
+    """An integer that the k largest keys reach, and no others but equal ones.
+
+    Two bits at a time, until it parts exactly k keys from the rest, or is the k-th largest key.
+    """
+    edge, shift = tl.full([], 0, tl.uint32), tl.full([], 30, tl.int32)
+    reached = tl.full([], -1, tl.int32)
+    while (shift >= 0) & (reached != k):
+        unit = tl.full([], 1, tl.uint32) << shift.to(tl.uint32)
+        one_V = (keys_V >= edge + unit).to(tl.int32)
+        two_V = (keys_V >= edge + 2 * unit).to(tl.int32)
+        three_V = (keys_V >= edge + 3 * unit).to(tl.int32)
+        ones_and_twos, threes = tl.reduce((one_V + (two_V << 16), three_V), 0, _add_two)
+        ones, twos = ones_and_twos & 0xFFFF, ones_and_twos >> 16
+        passed = (ones >= k).to(tl.uint32) + (twos >= k).to(tl.uint32) + (threes >= k).to(tl.uint32)
+        edge += unit * passed
+        reached = tl.where(passed == 1, ones, reached)
+        reached = tl.where(passed == 2, twos, reached)
+        reached = tl.where(passed == 3, threes, reached)
+        shift -= 2
+    return edge
+
+
+@triton.jit
+def _nucleus_edge(keys_V, is_kept_V, p_V, outside):
+    """The smallest kept key whose mass, together with that of all smaller ones, exceeds `outside`;
+    the largest if there is none.
+
+    Two bits at a time, among the bits in which kept keys differ, until one key is left. Masses are
+    integers, multiples of 1 / MASS_ONE, above a count of keys.
+    """
+    largest = tl.max(keys_V, axis=0)
+    smallest = tl.min(tl.where(is_kept_V, keys_V, 0xFFFFFFFF), axis=0)
+    shift = tl.full([], 30, tl.int32)
+    while (shift > 0) & (((smallest ^ largest) >> shift.to(tl.uint32)) == 0):
+        shift -= 2
+    # the search goes on in [edge, edge + last]; `below` and `end` are the masses up to its ends
+    last = (tl.full([], 4, tl.uint32) << shift.to(tl.uint32)) - 1
+    edge = smallest & ~last
+    mass_V = (p_V.to(tl.float64) * MASS_ONE + 0.5).to(tl.int64)
+    mass_V = tl.where(is_kept_V, (mass_V << COUNT_BITS) + 1, 0)
+    limit = (outside.to(tl.float64) * MASS_ONE).to(tl.int64)
+    below, end = tl.full([], 0, tl.int64), tl.sum(mass_V, axis=0)
+    while (shift >= 0) & (((end - below) & COUNT_MASK) > 1):
+        unit = tl.full([], 1, tl.uint32) << shift.to(tl.uint32)
+        one, two, three = tl.reduce(
             (
-                tl.where(keys_V < found + unit, p_V, 0.0),
-                tl.where(keys_V < found + 2 * unit, p_V, 0.0),
-                tl.where(keys_V < found + 3 * unit, p_V, 0.0),
+                tl.where(keys_V < edge + unit, mass_V, 0),
+                tl.where(keys_V < edge + 2 * unit, mass_V, 0),
+                tl.where(keys_V < edge + 3 * unit, mass_V, 0),
             ),
             0,
             _add_three,
         )
-        passed = (below_one <= outside).to(tl.uint32) + (below_two <= outside).to(tl.uint32)
-        found += unit * (passed + (below_three <= outside).to(tl.uint32))
-    return found
+        if (one >> COUNT_BITS) > limit:
+            end = one
+        else:
+            below, edge = one, edge + unit
+            if (two >> COUNT_BITS) > limit:
+                end = two
+            else:
+                below, edge = two, edge + unit
+                if (three >> COUNT_BITS) > limit:
+                    end = three
+                else:
+                    below, edge = three, edge + unit
+        last = unit - 1
+        shift -= 2
+    is_candidate_V = is_kept_V & (keys_V >= edge) & (keys_V - edge <= last)
+    found = tl.max(tl.where(is_candidate_V, keys_V, 0), axis=0)
+    return tl.where(found == 0, largest, found)
 
 
 @triton.jit
@@ -92,7 +142,7 @@ def _uniform(seed, position, step, image):
 def draw_kernel(
     logits, tokens, confidences, token_mask, settings, seed, images,
     batch, length, vocab, scale_idx, num_scales, pass_idx, is_guided,
-    BLOCK_V: tl.constexpr,
+    BLOCK_V: tl.constexpr, VOCAB_STEP: tl.constexpr,
 ):  # fmt: skip
     """Draws one token. Grid (length, batch).
 
@@ -107,7 +157,9 @@ def draw_kernel(
         pass_idx: 0 = next-scale pass, j = j-th masked pass.
         is_guided: 1 or 0.
         BLOCK_V: power of two, at least the vocabulary.
+        VOCAB_STEP: divides the vocabulary.
     """
+    vocab = vocab // VOCAB_STEP * VOCAB_STEP  # for the compiler, which then reads several at once
     position, row = tl.program_id(0), tl.program_id(1)
     place = row * length + position
     if tl.load(token_mask + place, mask=pass_idx > 0, other=1) == 0:
@@ -125,28 +177,32 @@ def draw_kernel(
         scaled_V = (1.0 + t).to(tl.float32) * logits_V
         logits_V = scaled_V - t.to(tl.float32) * uncond_V
 
-    lowest, highest = tl.full([], 0, tl.uint32), tl.full([], 0xFFFFFFFF, tl.uint32)
-    keys_V = tl.where(is_token_V, _ordered(logits_V), lowest)
+    keys_V = tl.where(is_token_V, _ordered(logits_V), 0)
     is_kept_V = is_token_V
     if (top_k > 0) & (top_k < vocab):
-        is_kept_V = is_kept_V & (keys_V >= _kth_largest(keys_V, top_k))
-    max_logit = tl.max(logits_V, axis=0)
+        is_kept_V = is_kept_V & (keys_V >= _top_k_edge(keys_V, top_k))
+    # from here on, logits are read from the keys, which saves registers
+    max_logit = _value(tl.max(keys_V, axis=0))
     if top_p > 0:
-        p_V = tl.where(is_kept_V, tl.exp(logits_V - max_logit), 0.0).to(tl.float64)
-        p_V = (p_V / tl.sum(p_V)).to(tl.float32).to(tl.float64)
-        outside = (1.0 - top_p).to(tl.float32).to(tl.float64)
-        edge = _nucleus_edge(tl.where(is_kept_V, keys_V, highest), p_V, outside)
-        # of the tokens at the edge, as many go as fit, in vocabulary order; the last of all stays
+        p_V = tl.where(is_kept_V, tl.exp(_value(keys_V) - max_logit), 0.0)
+        p_V = (p_V.to(tl.float64) / tl.sum(p_V.to(tl.float64))).to(tl.float32)
+        outside = (1.0 - top_p).to(tl.float32)
+        edge = _nucleus_edge(keys_V, is_kept_V, p_V, outside)
         is_edge_V = is_kept_V & (keys_V == edge)
-        below = tl.sum(tl.where(keys_V < edge, p_V, 0.0))
-        sums_V = below + tl.cumsum(tl.where(is_edge_V, p_V, 0.0), axis=0)
-        is_last_V = (
-            tl.cumsum(is_edge_V.to(tl.int32), axis=0) == tl.sum(is_edge_V.to(tl.int32))
-        ) & (edge == tl.max(keys_V, axis=0))
         is_kept_V = is_kept_V & (keys_V >= edge)
-        is_kept_V = is_kept_V & ((is_edge_V == 0) | (sums_V > outside) | is_last_V)
+        num_edge = tl.sum(is_edge_V.to(tl.int32))
+        if num_edge > 1:
+            # of equal tokens as many go as fit, in vocabulary order; the last of all stays
+            below = tl.sum(tl.where(keys_V < edge, p_V, 0.0).to(tl.float64))
+            at_edge_V = tl.where(is_edge_V, p_V, 0.0).to(tl.float64)
+            sums_V = below + tl.cumsum(at_edge_V, axis=0)
+            is_last_V = (tl.cumsum(is_edge_V.to(tl.int32), axis=0) == num_edge) & (
+                edge == tl.max(keys_V, axis=0)
+            )
+            is_kept_V = is_kept_V & ((is_edge_V == 0) | (sums_V > outside) | is_last_V)
 
-    p_V = tl.where(is_kept_V, tl.exp(logits_V.to(tl.float64) - max_logit.to(tl.float64)), 0.0)
+    less_V = _value(keys_V).to(tl.float64) - max_logit.to(tl.float64)
+    p_V = tl.where(is_kept_V, tl.exp(less_V), 0.0)
     cdf_V = tl.cumsum(p_V, axis=0)
     total = tl.max(cdf_V, axis=0)
     step = MAX_PASSES * scale_idx + pass_idx

@@ -16,6 +16,7 @@ from runtime.backends.trunk import run_as_trunk
 from runtime.bundle import STORED_AS, Bundle, DtypeName
 from runtime.config import BackendConfig, BackendName
 from runtime.errors import BackendError, BackendUnavailableError, DeviceMemoryError
+from runtime.himar_profiles import STEPPED
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class OnnxRuntimeRunner(StepRunner):
     are fed.
 
     The CPU provider computes float16 graphs in float32, from a float32 copy of the weights per
-    session. There, the transformer passes of all scales go through the two scale-generic trunks.
+    session. There, the transformer passes of all scales go through the two scale-generic trunks,
+    and all steps of a Hi-MAR phase but the first through one graph.
     """
 
     def __init__(self, bundle: Bundle, config: BackendConfig) -> None:
@@ -97,6 +99,11 @@ class OnnxRuntimeRunner(StepRunner):
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Graphs that have a session by now."""
+        return tuple(self._sessions)
 
     def _find_plugin(self) -> Library:
         try:
@@ -127,12 +134,19 @@ class OnnxRuntimeRunner(StepRunner):
         if self._device == "cpu":
             return self._value(array, dtype)
         values = self._ort.OrtValue
+        if not hasattr(values, "from_dlpack"):
+            raise BackendUnavailableError(
+                f"backend {self._name}: sessions cannot share weights on the GPU in ONNX Runtime "
+                f"{self._ort.__version__}; install onnxruntime-gpu 1.31 or newer"
+            )
         try:
-            if dtype != "bfloat16":
-                return values.ortvalue_from_numpy(array, self._device, 0)
-            value = values.ortvalue_from_shape_and_type(array.shape, BFLOAT16, self._device, 0)
-            value.update_inplace(array)
-            return value
+            if dtype == "bfloat16":
+                value = values.ortvalue_from_shape_and_type(array.shape, BFLOAT16, self._device, 0)
+                value.update_inplace(array)
+            else:
+                value = values.ortvalue_from_numpy(array, self._device, 0)
+            # the same memory, as a value that does not own it: sessions take no other initializers
+            return values.from_dlpack(value)
         except Exception as error:  # ONNX Runtime's errors share no public base class
             if OUT_OF_MEMORY in str(error):
                 raise self._out_of_memory("weights", error) from error
@@ -195,9 +209,12 @@ class OnnxRuntimeRunner(StepRunner):
         return ""
 
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
-        if self._uses_trunks and self.manifest.graphs[graph].kind in ("ns", "mask"):
+        spec = self.manifest.graphs[graph]
+        if self._uses_trunks and spec.kind in ("ns", "mask"):
             return run_as_trunk(self.manifest, graph, feeds, self._run)
-        session, spec = self._session(graph), self.manifest.graphs[graph]
+        if self._uses_trunks and spec.kind in STEPPED and spec.step_idx:
+            return self._run(self.manifest.graph(spec.kind), feeds)
+        session = self._session(graph)
         values = {i.name: self._fed(feeds[i.name], i.dtype) for i in spec.inputs}
         try:
             binding = session.io_binding()

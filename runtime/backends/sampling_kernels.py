@@ -79,13 +79,15 @@ class CudaSamplingKernels:
     def _smallest(self, function: str, size: int) -> str:
         """The kernel whose block holds this many items."""
         fitting = {
-            name: entry["block"]
+            name: (entry["block"], -entry.get("step", 1))
             for name, entry in self._kernels.table.items()
-            if entry["function"] == function and entry["block"] >= size
+            if entry["function"] == function
+            and entry["block"] >= size
+            and size % entry.get("step", 1) == 0
         }
         if not fitting:
             raise BackendUnavailableError(f"no sampling kernel {function} for {size} items")
-        return min(fitting, key=lambda name: fitting[name])
+        return min(fitting, key=fitting.__getitem__)
 
     def _launch(self, name: str, grid: tuple[int, int], **arguments: int) -> None:
         self._kernels.launch(name, grid, self._stream, arguments)

@@ -334,8 +334,6 @@ def _load_engines(
     leave_out: Collection[str],
 ) -> Iterator[tuple[str, Engine]]:
     start = time.perf_counter()
-    messages: list[str] = []
-    trt_logger = make_logger(library, messages)
     entries = {
         graph: entry
         for graph, entry in found.manifest.engines.items()
@@ -347,6 +345,10 @@ def _load_engines(
             f"{found.folder}: plugin attention is asked for, these engines run the function body; "
             "build others with scripts/build_engines.py --attention plugin"
         )
+    if not entries:  # all by kernels: TensorRT would take memory and do nothing
+        return
+    messages: list[str] = []
+    trt_logger = make_logger(library, messages)
     runtime = library.module.Runtime(trt_logger)
     if runtime is None:
         raise BackendError(f"{library.flavour} {library.version}: no runtime: {messages}")

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from runtime.backends.onnxrt import OnnxRuntimeRunner
 from runtime.himar_config import HiMARSamplingConfig
 from runtime.himar_pipeline import HiMARPipeline
+from runtime.himar_profiles import STEPPED
 from runtime.pipeline import Pipeline
 from runtime.trace import Trace
 from scripts.himar_case import CaseDraws, case_sampling
+from tests.himar_checkpoints import make_himar_bundle
 from tests.himar_golden import HiMARCase
 
 TINY = ("nocfg", "linear", "constant", "iter1", "iter12", "only_cfg", "only_re_cfg", "unlabelled")
@@ -54,6 +57,17 @@ def test_golden_generation(pipeline: HiMARPipeline, name: str) -> None:
         names |= {"dense_tokens", "image", "small_image_64"}
     for array in names:
         case.check(array, ours[array])
+
+
+def test_float16_on_the_cpu_has_the_weights_few_times(tmp_path: Path) -> None:
+    """Each session converts them to float32: one a step would take all memory."""
+    with Pipeline.load(make_himar_bundle(tmp_path, precision="fp16"), "ort-cpu") as pipeline:
+        assert isinstance(pipeline, HiMARPipeline)
+        runner = pipeline.runner
+        assert isinstance(runner, OnnxRuntimeRunner)
+        assert np.isfinite(pipeline.generate_tokens([3], sampling=QUICK).dense).all()
+        graphs = [runner.manifest.graphs[name] for name in runner.loaded]
+    assert {g.step_idx for g in graphs if g.kind in STEPPED} == {None, 0}
 
 
 def test_an_image_alone_and_in_a_split_batch(pipeline: HiMARPipeline) -> None:

@@ -60,7 +60,7 @@ def check_draws(settings: tuple[float, int, float], pass_idx: int, has_ties: boo
         torch.from_numpy(raw), tokens, confidences, torch.from_numpy(token_mask),
         torch.tensor([cfg, top_k, top_p], dtype=torch.float64), torch.tensor([signed(SEED)]),
         torch.tensor([signed(i) for i in IMAGES]), B, l, V, SCALE_IDX, NUM_SCALES, pass_idx,
-        is_guided=1, BLOCK_V=64,
+        is_guided=1, BLOCK_V=64, VOCAB_STEP=2 if is_masked_pass else 1,
     )  # fmt: skip
     found = []
     if not np.array_equal(tokens.numpy(), expected):
