@@ -1,6 +1,7 @@
 // hmar-generate: images of a bundle as one PNG. `hmar-generate --help` says how.
 #include <png.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -43,7 +44,8 @@ int32_t parse_backend(const std::string& name) {
     if (name == "auto") return HMAR_BACKEND_AUTO;
     if (name == "ort-cpu") return HMAR_BACKEND_ORT_CPU;
     if (name == "ort-cuda") return HMAR_BACKEND_ORT_CUDA;
-    throw std::invalid_argument("--backend must be auto, ort-cpu or ort-cuda, got '" + name + "'");
+    if (name == "gpu") return HMAR_BACKEND_GPU;
+    throw std::invalid_argument("--backend must be auto, gpu, ort-cpu or ort-cuda, got '" + name + "'");
 }
 
 // Images (count, side, side, 3), row by row, the rest of the last row white.
@@ -117,6 +119,20 @@ std::vector<uint8_t> generate_himar(const hmar::Bundle& bundle, const hmar::Sess
     return std::move(images.pixels);
 }
 
+// Prints the latency of further generations.
+template <typename Generate>
+void repeat(int32_t count, Generate generate) {
+    std::vector<double> times_ms;
+    for (int32_t i = 0; i < count; ++i) {
+        const auto start = Clock::now();
+        generate();
+        times_ms.push_back(1e3 * seconds_since(start));
+    }
+    std::sort(times_ms.begin(), times_ms.end());
+    const auto at = [&](double share) { return times_ms[size_t(share * double(count - 1))]; };
+    std::printf("%d generations: median %.3f ms, p10 %.3f ms, p90 %.3f ms\n", count, at(0.5), at(0.1), at(0.9));
+}
+
 void generate(const Options& options) {
     const auto start = Clock::now();
     const hmar::Bundle bundle(options.bundle,
@@ -124,13 +140,15 @@ void generate(const Options& options) {
     hmar_session_options backend{};
     backend.backend = parse_backend(options.backend);
     backend.library = options.library.empty() ? nullptr : options.library.c_str();
+    backend.plugins = options.plugins.empty() ? nullptr : options.plugins.c_str();
     backend.threads = options.threads, backend.max_batch = options.max_batch;
     const hmar::Session session(bundle, backend);
     const double opened_s = seconds_since(start);
 
     const auto generating = Clock::now();
     const bool is_hmar = std::string(bundle.info().family) == "hmar";
-    const auto pixels = (is_hmar ? generate_hmar : generate_himar)(bundle, session, options);
+    const auto of_family = is_hmar ? generate_hmar : generate_himar;
+    const auto pixels = of_family(bundle, session, options);
     const double generated_s = seconds_since(generating);
 
     const auto side = size_t(bundle.info().image_side_px), count = pixels.size() / (side * side * 3);
@@ -138,6 +156,9 @@ void generate(const Options& options) {
     write_png(pixels, side, options.columns > 0 ? size_t(options.columns) : square, options.out);
     std::printf("%s: %zu images of %zu px, opened in %.2f s, generated in %.2f s on %s\n",
                 options.out.c_str(), count, side, opened_s, generated_s, session.backend().c_str());
+    Options again = options;
+    again.tokens.clear();
+    if (options.repeat > 0) repeat(options.repeat, [&] { of_family(bundle, session, again); });
 }
 
 }  // namespace
