@@ -284,6 +284,11 @@ class Generations:
         self._made.move_to_end(plan)
         return generation()[: len(labels)]
 
+    def tokens(self) -> list[np.ndarray]:
+        """Tokens (B, pn * pn) int32 of every scale, of the latest call; with rows of padding."""
+        latest = next(reversed(self._made.values()))
+        return [tokens.numpy(self._device) for tokens in latest.tokens]
+
     def _fill(
         self,
         batch: int,

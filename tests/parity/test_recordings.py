@@ -16,7 +16,7 @@ from plugins_trt.loader import package_version
 from runtime.backends.device_values import BufferPool
 from runtime.backends.generation import Generation, Inputs, Plan
 from runtime.backends.kernel_engines import planned_engines
-from runtime.backends.recordings import make_recordings
+from runtime.backends.recordings import make_recordings, recordings_folder
 from runtime.backends.sampling_kernels import CudaSamplingKernels
 from runtime.backends.trt import TensorRTRunner
 from runtime.bundle import Bundle
@@ -33,23 +33,13 @@ from runtime.recording import (
 )
 from tests.host_device import HostDevice
 from tests.host_library import GPU, HostLibrary
+from tests.recorded import BATCHES, linked_bundle, record_on_host, samplings
 from tests.replay import Replay
-
-BATCHES = (1, 3)
-
-
-def linked(folder: Path, bundle: Path) -> Bundle:
-    """A bundle whose engines can be changed, with the files of another."""
-    folder.mkdir()
-    for path in bundle.iterdir():
-        if path.name != "engines":
-            (folder / path.name).symlink_to(path.resolve())
-    return Bundle.open(folder)
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_fp16_bundle: Path) -> Bundle:
-    return linked(tmp_path_factory.mktemp("recordings") / "bundle", tiny_fp16_bundle)
+    return linked_bundle(tmp_path_factory.mktemp("recordings") / "bundle", tiny_fp16_bundle)
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +48,14 @@ def library(bundle: Bundle) -> HostLibrary:
 
 
 @pytest.fixture(scope="module")
-def samplings(bundle: Bundle) -> list[SamplingConfig]:
-    published = SamplingConfig.defaults(bundle.manifest)
-    schedule = ((1,), (1, 1, 2), (1, 3, 3), (9, 4, 2, 1))
-    return [
-        published,
-        dataclasses.replace(published, mask_schedule=None),
-        dataclasses.replace(published, mask_schedule=schedule, skip_guidance_below=0.0),
-    ]
+def settings(bundle: Bundle) -> list[SamplingConfig]:
+    return samplings(bundle)
 
 
 @pytest.fixture(scope="module")
-def folder(
-    bundle: Bundle, library: HostLibrary, samplings: list[SamplingConfig]
-) -> RecordingFolder:
-    make_recordings(bundle, GPU, BATCHES, samplings, library=library.library)
-    return RecordingFolder.open(bundle.folder / "engines" / f"{GPU}_recordings")
+def folder(bundle: Bundle, library: HostLibrary, settings: list[SamplingConfig]) -> RecordingFolder:
+    record_on_host(bundle, library, settings)
+    return RecordingFolder.open(recordings_folder(bundle, GPU))
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +87,12 @@ def test_a_replay_is_the_generation(
     library: HostLibrary,
     folder: RecordingFolder,
     engines: tuple[dict[str, Any], HostDevice],
-    samplings: list[SamplingConfig],
+    settings: list[SamplingConfig],
     batch: int,
     case: int,
 ) -> None:
-    sampling, model = samplings[case], bundle.manifest.hmar
-    entry = folder.index.generations[BATCHES.index(batch) * len(samplings) + case]
+    sampling, model = settings[case], bundle.manifest.hmar
+    entry = folder.index.generations[BATCHES.index(batch) * len(settings) + case]
     replay = Replay(bundle, folder, folder.generation(entry), library)
     values = inputs_of(bundle, batch, sampling)
     replay.write(**values)
@@ -171,13 +153,13 @@ def test_weights_are_on_disk_once(bundle: Bundle, folder: RecordingFolder) -> No
 
 
 def test_what_fits_is_kept(
-    bundle: Bundle, library: HostLibrary, samplings: list[SamplingConfig], folder: RecordingFolder
+    bundle: Bundle, library: HostLibrary, settings: list[SamplingConfig], folder: RecordingFolder
 ) -> None:
     path = folder.folder / INDEX_FILE
     before = path.stat().st_mtime_ns
-    make_recordings(bundle, GPU, BATCHES, samplings, library=library.library)
+    make_recordings(bundle, GPU, BATCHES, settings, library=library.library)
     assert path.stat().st_mtime_ns == before
-    made = make_recordings(bundle, GPU, BATCHES, samplings, library=library.library, force=True)
+    made = make_recordings(bundle, GPU, BATCHES, settings, library=library.library, force=True)
     assert path.stat().st_mtime_ns > before
     assert made.index == folder.index
     assert folder.index.runtime_version == package_version()
