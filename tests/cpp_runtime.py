@@ -156,10 +156,11 @@ class CppSession:
         threads: int = 1,
         max_batch: int = 8,
         plugins: Path | None = None,
+        check: int = 0,
     ) -> None:
         self.library, self.info = library, BundleInfo()
         self.bundle, self.session = c_void_p(), c_void_p()
-        library("bundle_open", str(bundle).encode(), 0, ctypes.byref(self.bundle))
+        library("bundle_open", str(bundle).encode(), check, ctypes.byref(self.bundle))
         library("bundle_get_info", self.bundle, ctypes.byref(self.info))
         options = SessionOptions(
             ctypes.sizeof(SessionOptions),

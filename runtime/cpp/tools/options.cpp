@@ -8,13 +8,13 @@
 
 namespace {
 
-constexpr const char* kHelp = R"(Generate images from a bundle and write them as one PNG.
+constexpr const char* kHelp = R"(Generate images from a bundle and write them as one picture.
 
   hmar-generate --bundle DIR --labels L,L,.. --out FILE.png
 
   --bundle DIR         bundle folder, from scripts/export.py
   --labels L,L,..      classes: numbers, names if the bundle has them, -1 = none
-  --out FILE           PNG to write
+  --out FILE           picture to write: .ppm, or PNG where this was built with libpng
   --seed N             the same seed gives the same images on every backend (0)
   --first-index N      image i draws the random numbers of image N+i of this seed (0)
   --cfg X              guidance strength (the bundle's)
