@@ -8,9 +8,13 @@ are an error that says why, unless --force is given.
 Without --gpu, engines are for this machine's GPU. With it, TensorRT-RTX builds ahead of time, on
 any machine. `--layout per-scale` builds one plan per step graph instead, for trtexec.
 
+Where the plugin library has kernels for all that a generation of HMAR does, whole generations are
+recorded too, beside the engines, for the C++ runtime. That needs neither TensorRT nor a GPU.
+
 example:
   python scripts/build_engines.py --bundle bundles/hmar-d16 --batch 1,8,64
   python scripts/build_engines.py --bundle bundles/hmar-d16 --batch 1 --gpu sm86,sm89,sm120
+  python scripts/build_engines.py --bundle bundles/hmar-d16 --batch 1 --gpu sm90 --only-recordings
 """
 
 from __future__ import annotations
@@ -18,18 +22,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.backends.kernel_engines import kinds_with_kernels
+from runtime.backends.recordings import make_recordings
 from runtime.backends.trt_library import FLAVOURS, import_tensorrt
 from runtime.bundle import Bundle, Kind
+from runtime.config import SamplingConfig
 from runtime.engine_cache import build_engines
 from runtime.engine_plan import GUIDANCES, LAYOUTS, OPTIONAL, STAGED, EngineOptions
 from runtime.engine_target import ATTENTIONS, choose_target, local_gpu
 from runtime.errors import BackendUnavailableError, DeployError
+from runtime.schedule import parse_schedule
 from scripts.cli import ProgressBar, parser, run
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -112,7 +120,17 @@ def parse_args() -> argparse.Namespace:
         help="builds at a time (default: 1 where TensorRT measures kernels on the GPU, else "
         "up to 8)",
     )
-    p.add_argument("--force", action="store_true", help="build all engines again")
+    p.add_argument(
+        "--record-schedules",
+        default="default",
+        metavar="S,S,…",
+        help="mask schedules to record generations with, of default, fast, quality, cosine:N, each "
+        "guided as by the bundle's default settings; off: record none",
+    )
+    p.add_argument(
+        "--only-recordings", action="store_true", help="build no engines, record generations alone"
+    )
+    p.add_argument("--force", action="store_true", help="build and record all again")
     return p.parse_args()
 
 
@@ -166,6 +184,32 @@ def kinds_of_kernels(bundle: Bundle, gpus: Sequence[str], batches: Sequence[int]
     return left_out
 
 
+def record(
+    bundle: Bundle, gpus: Sequence[str], batches: Sequence[int], schedules: str, *, force: bool
+) -> None:
+    """Records generations for every GPU, and says so.
+
+    Raises:
+        BackendUnavailableError: there are no kernels for one of them.
+    """
+    samplings = parse_samplings(bundle, parse_list(schedules, "--record-schedules"))
+    for gpu in gpus:
+        made = make_recordings(bundle, gpu, batches, samplings, force=force)
+        print(
+            f"recordings   {made.folder}: {len(made.index.generations)} generations, "
+            f"{made.index.data_file.nbytes / 1e6:.1f} MB of weights that the bundle lacks"
+        )
+
+
+def parse_samplings(bundle: Bundle, schedules: Sequence[str]) -> list[SamplingConfig]:
+    """The default settings of an HMAR bundle with these mask schedules."""
+    defaults, patch_nums = SamplingConfig.defaults(bundle.manifest), bundle.manifest.hmar.patch_nums
+    return [
+        replace(defaults, mask_schedule=parse_schedule(name, defaults.mask_schedule, patch_nums))
+        for name in schedules
+    ]
+
+
 def find_gpu(*, is_needed: bool) -> str | None:
     """This machine's GPU; its packages need not be there if no engine is for it."""
     try:
@@ -182,6 +226,36 @@ def main() -> None:
     bundle.check_files()
     gpus, batches = parse_list(args.gpu, "--gpu"), parse_batches(args.batch)
     local = find_gpu(is_needed=not gpus)
+    if not args.only_recordings:
+        build(args, bundle, gpus, batches, local)
+    if args.record_schedules == "off" or bundle.manifest.family != "hmar":
+        return
+    try:
+        targets = gpus or [required_gpu(local)]
+        record(bundle, targets, batches, args.record_schedules, force=args.force)
+    except BackendUnavailableError as error:
+        if args.only_recordings:
+            raise
+        print(f"recordings   none: {error}")
+
+
+def required_gpu(local: str | None) -> str:
+    """This machine's GPU."""
+    if local is None:
+        raise BackendUnavailableError(
+            "there is no GPU on this machine to record for: name those to record for (--gpu sm90)"
+        )
+    return local
+
+
+def build(
+    args: argparse.Namespace,
+    bundle: Bundle,
+    gpus: Sequence[str],
+    batches: tuple[int, ...],
+    local: str | None,
+) -> None:
+    """Builds the engines, and says what was built."""
     leave_out = set(parse_kinds(args.leave_out, "--leave-out"))
     if args.kernels == "auto" and args.layout == "profiles":
         leave_out |= kinds_of_kernels(bundle, gpus or [str(local)], batches)

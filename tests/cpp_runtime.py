@@ -23,7 +23,7 @@ import numpy as np
 from runtime.config import SamplingConfig
 from runtime.draws import ArgmaxDraws, Draws, RecordedDraws
 
-BACKENDS = {"auto": 0, "ort-cpu": 1, "ort-cuda": 2}
+BACKENDS = {"auto": 0, "ort-cpu": 1, "ort-cuda": 2, "gpu": 3}
 SEED, UNIFORMS, ARGMAX = 0, 1, 2
 OK = 0
 
@@ -46,6 +46,7 @@ class SessionOptions(ctypes.Structure):
         ("library", c_char_p),
         ("threads", c_int32),
         ("max_batch", c_int32),
+        ("plugins", c_char_p),
     )
 
 
@@ -154,10 +155,12 @@ class CppSession:
         backend: str = "ort-cpu",
         threads: int = 1,
         max_batch: int = 8,
+        plugins: Path | None = None,
+        check: int = 0,
     ) -> None:
         self.library, self.info = library, BundleInfo()
         self.bundle, self.session = c_void_p(), c_void_p()
-        library("bundle_open", str(bundle).encode(), 0, ctypes.byref(self.bundle))
+        library("bundle_open", str(bundle).encode(), check, ctypes.byref(self.bundle))
         library("bundle_get_info", self.bundle, ctypes.byref(self.info))
         options = SessionOptions(
             ctypes.sizeof(SessionOptions),
@@ -165,8 +168,23 @@ class CppSession:
             str(onnxruntime_library()).encode(),
             threads,
             max_batch,
+            None if plugins is None else str(plugins).encode(),
         )
         library("session_open", self.bundle, ctypes.byref(options), ctypes.byref(self.session))
+
+    @property
+    def backend(self) -> str:
+        return self._text("session_backend")
+
+    @property
+    def why_not_gpu(self) -> str:
+        return self._text("session_why_not_gpu")
+
+    def _text(self, function: str) -> str:
+        text = c_char_p()
+        self.library(function, self.session, ctypes.byref(text))
+        assert text.value is not None
+        return text.value.decode()
 
     def generate(
         self,

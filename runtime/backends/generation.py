@@ -6,14 +6,14 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from runtime import sampler
 from runtime.backends.base import StepRunner
 from runtime.backends.cuda import Device
-from runtime.backends.device_values import BufferPool, DeviceValue, capture
+from runtime.backends.device_values import BufferPool, DeviceValue, Memory, capture
 from runtime.backends.sampling_kernels import SamplingKernels
 from runtime.bundle import Kind, ModelSpec
 from runtime.config import SamplingConfig
@@ -62,9 +62,24 @@ class Inputs:
     seed: DeviceValue
     settings: DeviceValue
 
+    @classmethod
+    def empty(cls, batch: int, pool: BufferPool) -> Inputs:
+        """Room for the inputs of so many images, in both halves."""
+        return cls(
+            labels=DeviceValue.empty("int32", (2 * batch,), pool),
+            images=DeviceValue.empty("int64", (batch,), pool),
+            seed=DeviceValue.empty("int64", (1,), pool),
+            settings=DeviceValue.empty("float64", (3,), pool),
+        )
+
 
 class Generation:
     """The work of one plan, captured once and replayed.
+
+    Attributes:
+        pixels: (B, H, W, 3) uint8 of the latest run.
+        image: the same as (B, 3, H, W) float32 in [0, 1], until its memory is used again.
+        tokens: (B, pn * pn) int32 of every scale.
 
     Args:
         runner: keeps what it returns on `device`, in `pool`.
@@ -87,9 +102,10 @@ class Generation:
         self._device, self._pool, self._inputs = device, pool, inputs
         self._model = runner.manifest.hmar
         side = self._model.image_side_px
-        self._pixels = self._new("uint8", plan.batch, side, side, 3)
+        self.pixels = self._new("uint8", plan.batch, side, side, 3)
         P = self._model.patch_nums[-1]
         self._zeros = self._new("float32", plan.batch, self._model.latent_channels, P, P)
+        self.tokens = [self._new("int32", plan.batch, pn * pn) for pn in self._model.patch_nums]
         device.zero(self._zeros.buffer.address, self._zeros.buffer.nbytes)
         start = time.perf_counter()
         self._graph = capture(device, pool, self._enqueue)
@@ -98,7 +114,7 @@ class Generation:
     def __call__(self) -> np.ndarray:
         """Images (B, H, W, 3) uint8 of the present inputs."""
         self._graph.launch()
-        return self._pixels.numpy(self._device)
+        return self.pixels.numpy(self._device)
 
     def close(self) -> None:
         self._graph.close()
@@ -116,25 +132,26 @@ class Generation:
         cond = {2: both, 1: {name: v.reshaped(B, *v.shape[1:]) for name, v in both.items()}}
         f_hat, map_B = self._zeros, None
         for k, pn in enumerate(self._model.patch_nums):
-            tokens = self._predict(k, pn, cond, map_B)
-            feeds = {"tokens": tokens.reshaped(B, pn, pn), "f_hat": f_hat}
+            self._predict(k, pn, cond, map_B)
+            feeds = {"tokens": self.tokens[k].reshaped(B, pn, pn), "f_hat": f_hat}
             results = self._runner.run(manifest.graph("quant", k), feeds)
             f_hat, map_B = results["f_hat_out"], results.get("map")
         image = self._runner.run(manifest.graph("decode"), {"f_hat": f_hat})["image"]
+        self.image = replace(image, buffer=Memory(image.buffer.address, image.buffer.nbytes))
         self._kernels.to_uint8(
             image=image.buffer.address,
-            pixels=self._pixels.buffer.address,
+            pixels=self.pixels.buffer.address,
             batch=B,
             side=self._model.image_side_px,
         )
 
     def _predict(
         self, k: int, pn: int, cond: dict[int, dict[str, DeviceValue]], map_B: DeviceValue | None
-    ) -> DeviceValue:
-        """Final tokens (B, pn*pn) of one scale: the next-scale pass, then its masked passes."""
+    ) -> None:
+        """Writes the tokens of one scale: the next-scale pass, then its masked passes."""
         B, l = self._plan.batch, pn * pn
         halves = 1 + self._plan.is_guided[k]
-        tokens, confidences = self._new("int32", B, l), self._new("float32", B, l)
+        tokens, confidences = self.tokens[k], self._new("float32", B, l)
         operands = {} if map_B is None else {"map": map_B}
         logits = self._logits("ns", k, operands, cond, halves)
         self._draw(k, 0, logits, tokens, confidences, None, halves)
@@ -160,7 +177,6 @@ class Generation:
             logits = self._logits("mask", k, masked, cond, halves)
             self._draw(k, j, logits, tokens, confidences, token_mask, halves)
             candidates, num_candidates = selected, count
-        return tokens
 
     def _logits(
         self,
@@ -268,6 +284,11 @@ class Generations:
         self._made.move_to_end(plan)
         return generation()[: len(labels)]
 
+    def tokens(self) -> list[np.ndarray]:
+        """Tokens (B, pn * pn) int32 of every scale, of the latest call; with rows of padding."""
+        latest = next(reversed(self._made.values()))
+        return [tokens.numpy(self._device) for tokens in latest.tokens]
+
     def _fill(
         self,
         batch: int,
@@ -285,12 +306,7 @@ class Generations:
             "settings": np.array([sampling.cfg, sampling.top_k, sampling.top_p], np.float64),
         }
         if batch not in self._inputs:
-            self._inputs[batch] = Inputs(
-                **{
-                    name: DeviceValue.empty(array.dtype.name, array.shape, self._pool)
-                    for name, array in arrays.items()
-                }
-            )
+            self._inputs[batch] = Inputs.empty(batch, self._pool)
         inputs = self._inputs[batch]
         for name, array in arrays.items():
             self._device.upload(getattr(inputs, name).buffer.address, array)

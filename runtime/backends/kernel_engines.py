@@ -8,10 +8,10 @@ from functools import partial
 from typing import Literal
 
 from plugins_trt.loader import PluginError, open_library
-from runtime.backends.cuda import CudaDevice
+from runtime.backends.cuda import CudaDevice, Device
 from runtime.backends.decoder_engine import checked_sizes, decoder_of_bundle
 from runtime.backends.glue_engine import glue_engines, planned_glue
-from runtime.backends.kernel_library import KernelLibrary, Part, read_table
+from runtime.backends.kernel_library import KernelLibrary, Kernels, Part, read_table
 from runtime.backends.planned_engine import PlannedEngine
 from runtime.backends.transformer_engine import planned_passes, transformer_engines
 from runtime.bundle import Bundle, Kind
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Setting = Literal["decoder", "transformer"]
 Engines = dict[str, PlannedEngine]
-Load = Callable[[Callable[[Part], KernelLibrary]], Engines]
+OpenKernels = Callable[[Part], Kernels]
 
 KINDS: dict[Setting, tuple[Kind, ...]] = {
     "decoder": ("decode",),
@@ -62,18 +62,36 @@ def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[
 def kernel_engines(
     bundle: Bundle, config: BackendConfig, device: CudaDevice, batches: Sequence[int]
 ) -> Iterator[tuple[str, PlannedEngine]]:
-    """Engines of all graphs that kernels are to run and can run, by graph.
+    """Engines of all graphs that kernels of the built library are to run and can run, by graph.
+
+    Raises as `planned_engines` does.
+    """
+
+    def kernels(part: Part) -> Kernels:
+        return KernelLibrary(open_library("trt").path, part, device.gpu)
+
+    yield from planned_engines(bundle, config, device, batches, kernels)
+
+
+def planned_engines(
+    bundle: Bundle,
+    config: BackendConfig,
+    device: Device,
+    batches: Sequence[int],
+    kernels: OpenKernels,
+) -> Iterator[tuple[str, PlannedEngine]]:
+    """The same with the kernels that a function opens.
 
     Raises:
         BackendUnavailableError: kernels are asked for, and there are none for this bundle or GPU.
         DeviceMemoryError: the weights do not fit into the device's memory.
     """
 
-    def decoder(kernels: Callable[[Part], KernelLibrary]) -> Engines:
+    def decoder() -> Engines:
         engine = decoder_of_bundle(bundle, kernels("decoder"), device, batches)
         return {bundle.manifest.graph("decode"): engine}
 
-    def transformer(kernels: Callable[[Part], KernelLibrary]) -> Engines:
+    def transformer() -> Engines:
         glue = glue_engines(bundle, kernels("glue"), device, batches)
         try:
             return glue | transformer_engines(bundle, kernels("transformer"), device, batches)
@@ -82,20 +100,16 @@ def kernel_engines(
                 engine.close()
             raise
 
-    yield from _load("decoder", config, device, decoder).items()
-    yield from _load("transformer", config, device, transformer).items()
+    yield from _load("decoder", config, decoder).items()
+    yield from _load("transformer", config, transformer).items()
 
 
-def _load(setting: Setting, config: BackendConfig, device: CudaDevice, load: Load) -> Engines:
+def _load(setting: Setting, config: BackendConfig, load: Callable[[], Engines]) -> Engines:
     use = getattr(config, setting)
     if use == "engine" or not all(config.runs(kind, "trt") for kind in KINDS[setting]):
         return {}
-
-    def kernels(part: Part) -> KernelLibrary:
-        return KernelLibrary(open_library("trt").path, part, device.gpu)
-
     try:
-        engines = load(kernels)
+        engines = load()
     except (PluginError, BackendUnavailableError) as error:
         if use == "kernels":
             raise BackendUnavailableError(

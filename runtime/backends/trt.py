@@ -93,15 +93,15 @@ class TensorRTRunner(StepRunner):
         self._generations = (
             None
             if kernels is None
-            else Generations(self._in_pool, kernels, device, batches, self._out_of_memory)
+            else Generations(self.in_pool, kernels, device, batches, self._out_of_memory)
         )
         self._loops = (
             None
             if diffusion is None
-            else DenoiseLoops(self._in_pool, diffusion, device, batches, self._modulated())
+            else DenoiseLoops(self.in_pool, diffusion, device, batches, self._modulated())
         )
 
-    def _in_pool(self, pool: BufferPool) -> TensorRTRunner:
+    def in_pool(self, pool: BufferPool) -> TensorRTRunner:
         """The same engines, with inputs and outputs in another pool."""
         other = copy(self)
         other._pool = pool

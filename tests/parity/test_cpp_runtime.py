@@ -164,9 +164,7 @@ def test_the_installed_library_from_another_project(
 def test_hmar_generate(
     build: CppBuild, session: CppSession, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    if not build.generate_tool.exists():
-        pytest.skip("hmar-generate is not built here: no libpng (apt install libpng-dev)")
-    out, tokens = tmp_path / "out.png", tmp_path / "tokens.bin"
+    out, tokens = tmp_path / "out.ppm", tmp_path / "tokens.bin"
     call(
         str(build.generate_tool), "--bundle", str(tiny_bundle), "--labels", "-1,4,2", "--seed", "9",
         "--cfg", "2.5", "--schedule", "none", "--first-index", "3", "--columns", "2",

@@ -14,6 +14,7 @@
  * - Memory belongs to who allocates it: the library writes into the caller's arrays and keeps no pointer
  *   after a call, and strings that it returns are its own, for as long as the function says.
  * - No exception leaves the library, and none may leave a callback.
+ * - Sessions on a GPU do one generation at a time; further calls wait for their turn.
  * - A process that forks after opening a session must not use that session in the child.
  */
 #ifndef HMAR_RUNTIME_H
@@ -35,8 +36,8 @@ typedef enum hmar_status {
     HMAR_INVALID_BUNDLE = 3,      /**< the manifest is missing, unreadable or inconsistent */
     HMAR_CHECKSUM_MISMATCH = 4,   /**< a file of the bundle is missing or altered */
     HMAR_UNSUPPORTED = 5,         /**< this library does not do that, for this bundle or at all */
-    HMAR_BACKEND_UNAVAILABLE = 6, /**< the inference library is missing or too old */
-    HMAR_BACKEND_FAILED = 7,      /**< the inference library failed, or computed what cannot be used */
+    HMAR_BACKEND_UNAVAILABLE = 6, /**< the inference library is missing or too old, or the GPU or its recordings are */
+    HMAR_BACKEND_FAILED = 7,      /**< the inference library or CUDA failed, or computed what cannot be used */
     HMAR_CANCELLED = 8,           /**< ended by ::hmar_cancel_request */
     HMAR_STOPPED = 9,             /**< ended by a callback that did not return 0 */
     HMAR_OUT_OF_MEMORY = 10,
@@ -109,9 +110,14 @@ HMAR_API hmar_status hmar_bundle_close(hmar_bundle* bundle, hmar_error** error);
 /* --- sessions ---------------------------------------------------------------------------------------- */
 
 typedef enum hmar_backend {
-    HMAR_BACKEND_AUTO = 0, /**< CUDA where this ONNX Runtime offers it, else the CPU */
+    HMAR_BACKEND_AUTO = 0, /**< the bundle's recordings where they run on this GPU, with ONNX Runtime for requests
+                              that none serves; else ONNX Runtime: CUDA where it offers that, else the CPU */
     HMAR_BACKEND_ORT_CPU = 1,
-    HMAR_BACKEND_ORT_CUDA = 2
+    HMAR_BACKEND_ORT_CUDA = 2,
+    HMAR_BACKEND_GPU = 3 /**< the bundle's recordings alone: whole generations of HMAR, each one CUDA graph, on the
+                            first CUDA device. Needs no ONNX Runtime. A request that no recording serves, with a
+                            callback, known tokens, other draws than a seed's, or another schedule, is
+                            ::HMAR_UNSUPPORTED */
 } hmar_backend;
 
 /** Settings of a session. Zero is the default everywhere but in struct_size. */
@@ -121,14 +127,21 @@ typedef struct hmar_session_options {
     const char* library; /**< libonnxruntime.so; NULL = the first that the dynamic linker finds */
     int32_t threads;     /**< CPU threads of one operator; 0 = one per core */
     int32_t max_batch;   /**< most images in one pass, larger requests are split; 0 = 8 */
+    const char* plugins; /**< libhmar_plugins.so, whose kernels a GPU runs; NULL = as for library */
 } hmar_session_options;
 
-/** Opens a session on a bundle; `options` may be NULL. Graphs are loaded when they are first used. */
+/** Opens a session on a bundle; `options` may be NULL. Graphs are loaded when they are first used, weights of a
+ * GPU's recordings at once. */
 HMAR_API hmar_status hmar_session_open(hmar_bundle bundle, const hmar_session_options* options,
                                        hmar_session* session, hmar_error** error);
 
-/** What runs the graphs, such as "ort-cpu (ONNX Runtime 1.31.1)". Lives until the session is closed. */
+/** What runs the graphs, such as "ort-cpu (ONNX Runtime 1.31.1)" or "gpu (NVIDIA H100, sm90)". Lives until the
+ * session is closed. */
 HMAR_API hmar_status hmar_session_backend(hmar_session session, const char** name, hmar_error** error);
+
+/** Why ::HMAR_BACKEND_AUTO did not take a GPU's recordings; "" where it did, or had no choice. Lives until the
+ * session is closed. */
+HMAR_API hmar_status hmar_session_why_not_gpu(hmar_session session, const char** reason, hmar_error** error);
 
 /** Closes a session and zeroes the caller's handle. */
 HMAR_API hmar_status hmar_session_close(hmar_session* session, hmar_error** error);
@@ -204,7 +217,8 @@ typedef struct hmar_request {
 
     hmar_on_scale on_scale; /**< NULL = none */
     void* user_data;        /**< for on_scale */
-    hmar_cancel cancel;     /**< looked at before every pass of the transformer; zero = none */
+    hmar_cancel cancel;     /**< looked at before every pass of the transformer, on a GPU before every part of
+                               max_batch images; zero = none */
 } hmar_request;
 
 /** What a generation writes. An array that is NULL is not wanted; sizes are counted in elements. */

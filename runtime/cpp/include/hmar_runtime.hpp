@@ -184,6 +184,13 @@ class Session {
         return name;
     }
 
+    /** Why an automatic choice did not take a GPU's recordings; "" where it did, or had no choice. */
+    std::string why_not_gpu() const {
+        const char* reason = nullptr;
+        call(hmar_session_why_not_gpu, session_.get(), &reason);
+        return reason;
+    }
+
     Images generate(const Request& request) const {
         Images images;
         images.side_px = info_.image_side_px;

@@ -27,7 +27,7 @@ bool is_regular(const std::string& path, uint64_t* nbytes) {
 
 }  // namespace
 
-Bundle::Bundle(const std::string& folder, hmar_check check) : folder_(folder) {
+Bundle::Bundle(const std::string& folder, hmar_check check) : folder_(folder), check_(check) {
     const std::string path = folder_ + "/" + kManifestFile;
     uint64_t nbytes = 0;
     if (!is_regular(path, &nbytes)) {

@@ -14,6 +14,10 @@ class Bundle {
     Bundle(const std::string& folder, hmar_check check);
 
     const Manifest& manifest() const { return manifest_; }
+    const std::string& folder() const { return folder_; }
+
+    // Which files are compared with their SHA-256.
+    hmar_check check() const { return check_; }
 
     // Names of the classes in label order; empty where the bundle has none.
     const std::vector<std::string>& class_names() const { return class_names_; }
@@ -25,6 +29,7 @@ class Bundle {
     void check_file(const FileSpec& spec, bool hash) const;
 
     const std::string folder_;
+    const hmar_check check_;
     Manifest manifest_;
     std::vector<std::string> class_names_;
 };

@@ -52,6 +52,31 @@ hmar_status guarded(hmar_error** error, Body body) noexcept {
     }
 }
 
+std::string or_empty(const char* text) { return text != nullptr ? text : ""; }
+
+// A session on the backend that its options name, or that there is.
+std::shared_ptr<Session> open_session(const std::shared_ptr<const Bundle>& bundle,
+                                      const hmar_session_options& options) {
+    const auto backend = hmar_backend(options.backend);
+    const size_t max_batch = options.max_batch > 0 ? size_t(options.max_batch) : kDefaultMaxBatch;
+    const OrtOptions ort{backend, or_empty(options.library), options.threads};
+    const auto make_runner = [bundle, ort] { return std::make_unique<OrtRunner>(bundle, ort); };
+    std::string why_not_gpu;
+    if (backend == HMAR_BACKEND_GPU || backend == HMAR_BACKEND_AUTO) {
+        try {
+            auto gpu = GpuGenerations::open(bundle, or_empty(options.plugins), max_batch);
+            Session::MakeRunner otherwise;
+            if (backend == HMAR_BACKEND_AUTO) otherwise = make_runner;
+            return std::make_shared<Session>(bundle, std::move(gpu), otherwise, max_batch);
+        } catch (const Error& error) {
+            if (backend == HMAR_BACKEND_GPU) throw Error(error.status, text("backend gpu: ", error.what()));
+            if (error.status != HMAR_BACKEND_UNAVAILABLE) throw;
+            why_not_gpu = error.what();
+        }
+    }
+    return std::make_shared<Session>(bundle, make_runner(), max_batch, why_not_gpu);
+}
+
 // As `preview` functions of both families do.
 void write_preview(const void* preview, uint8_t* pixels, size_t pixels_size) {
     const auto* inner = static_cast<const Preview*>(required(preview, "preview"));
@@ -135,7 +160,7 @@ hmar_status hmar_session_open(hmar_bundle bundle, const hmar_session_options* op
             check_size(options->struct_size, sizeof given, "hmar_session_options");
             given = *options;
         }
-        if (given.backend < HMAR_BACKEND_AUTO || given.backend > HMAR_BACKEND_ORT_CUDA) {
+        if (given.backend < HMAR_BACKEND_AUTO || given.backend > HMAR_BACKEND_GPU) {
             throw Error(HMAR_INVALID_ARGUMENT,
                         text("backend is ", given.backend, ", expected an hmar_backend"));
         }
@@ -143,16 +168,16 @@ hmar_status hmar_session_open(hmar_bundle bundle, const hmar_session_options* op
             throw Error(HMAR_INVALID_ARGUMENT, text("threads and max_batch must be >= 0 (0 = default), got ",
                                                     given.threads, " and ", given.max_batch));
         }
-        const std::string library = given.library != nullptr ? given.library : "";
-        auto runner = std::make_unique<OrtRunner>(
-            open->bundle(), OrtOptions{hmar_backend(given.backend), library, given.threads});
-        const size_t max_batch = given.max_batch > 0 ? size_t(given.max_batch) : kDefaultMaxBatch;
-        *session = sessions.add(std::make_shared<Session>(std::move(runner), max_batch));
+        *session = sessions.add(open_session(open->bundle(), given));
     });
 }
 
 hmar_status hmar_session_backend(hmar_session session, const char** name, hmar_error** error) {
     return guarded(error, [&] { *required(name, "name") = sessions.find(session)->backend().c_str(); });
+}
+
+hmar_status hmar_session_why_not_gpu(hmar_session session, const char** reason, hmar_error** error) {
+    return guarded(error, [&] { *required(reason, "reason") = sessions.find(session)->why_not_gpu().c_str(); });
 }
 
 hmar_status hmar_session_close(hmar_session* session, hmar_error** error) {

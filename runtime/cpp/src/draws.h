@@ -24,6 +24,9 @@ class SeededDraws : public Draws {
     SeededDraws(uint64_t seed, std::vector<uint64_t> image_index);
     std::optional<double> at(size_t image, int scale_idx, int pass_idx, size_t position) const override;
 
+    uint64_t seed() const { return seed_; }
+    uint64_t image_index(size_t image) const { return image_index_[image]; }
+
   private:
     const uint64_t seed_;
     const std::vector<uint64_t> image_index_;

@@ -41,6 +41,13 @@ struct HmarRequest {
     Cancelled cancelled;
 };
 
+// Where results go; null = not wanted.
+struct HmarOutput {
+    uint8_t* pixels;  // (num_images, side, side, 3)
+    float* image;     // (num_images, 3, side, side), in [0, 1]
+    int32_t* tokens;  // (num_images, num_tokens)
+};
+
 // Images (B, 3, H, W) float32 in [0, 1].
 Tensor decode(StepRunner& runner, const Tensor& f_hat);
 

@@ -6,20 +6,53 @@
 
 namespace hmar::core {
 
-Session::Session(std::unique_ptr<StepRunner> runner, size_t max_batch)
-    : runner_(std::move(runner)), max_batch_(max_batch) {}
+Session::Session(std::shared_ptr<const Bundle> bundle, std::unique_ptr<StepRunner> runner, size_t max_batch,
+                 std::string why_not_gpu)
+    : bundle_(std::move(bundle)),
+      runner_(std::move(runner)),
+      max_batch_(max_batch),
+      why_not_gpu_(std::move(why_not_gpu)) {}
+
+Session::Session(std::shared_ptr<const Bundle> bundle, std::unique_ptr<GpuGenerations> gpu,
+                 MakeRunner make_runner, size_t max_batch)
+    : bundle_(std::move(bundle)),
+      gpu_(std::move(gpu)),
+      make_runner_(std::move(make_runner)),
+      max_batch_(max_batch) {}
+
+StepRunner& Session::runner(const std::string& why_not_gpu) {
+    if (gpu_ == nullptr) return *runner_;
+    if (!make_runner_) {
+        throw Error(HMAR_UNSUPPORTED, text(gpu_->name(), ": ", why_not_gpu,
+                                           "; HMAR_BACKEND_AUTO runs this on ONNX Runtime"));
+    }
+    const std::lock_guard<std::mutex> lock(making_);
+    try {
+        if (runner_ == nullptr) runner_ = make_runner_();
+    } catch (const Error& error) {
+        throw Error(error.status, text(gpu_->name(), ": ", why_not_gpu, "; and ", error.what()));
+    }
+    return *runner_;
+}
 
 void Session::generate(const HmarRequest& request, const HmarOutput& output) {
-    for (const Part part : parts(request.labels.size())) generate_part(request, output, part);
+    const std::string refusal = gpu_ == nullptr ? "" : gpu_->refusal(request);
+    if (gpu_ != nullptr && refusal.empty()) {
+        gpu_->generate(request, output);
+        return;
+    }
+    StepRunner& runner = this->runner(refusal);
+    for (const Part part : parts(request.labels.size())) generate_part(runner, request, output, part);
 }
 
 void Session::generate(const HimarRequest& request, const HimarOutput& output) {
-    for (const Part part : parts(request.num_images)) generate_part(request, output, part);
+    StepRunner& runner = this->runner("");
+    for (const Part part : parts(request.num_images)) generate_part(runner, request, output, part);
 }
 
-void Session::generate_part(const HmarRequest& request, const HmarOutput& output, Part part) {
+void Session::generate_part(StepRunner& runner, const HmarRequest& request, const HmarOutput& output, Part part) {
     const ModelSpec& model = manifest().hmar();
-    HmarTrajectory trajectory(*runner_, request, part);
+    HmarTrajectory trajectory(runner, request, part);
     const Tensor f_hat = trajectory.run();
     if (output.tokens != nullptr) {
         int32_t* to = output.tokens + part.first * model.num_tokens();
@@ -31,11 +64,11 @@ void Session::generate_part(const HmarRequest& request, const HmarOutput& output
         }
     }
     if (output.pixels == nullptr && output.image == nullptr) return;
-    write_image(decode(*runner_, f_hat), part, output.pixels, output.image);
+    write_image(decode(runner, f_hat), part, output.pixels, output.image);
 }
 
-void Session::generate_part(const HimarRequest& request, const HimarOutput& output, Part part) {
-    HimarTrajectory trajectory(*runner_, request, part);
+void Session::generate_part(StepRunner& runner, const HimarRequest& request, const HimarOutput& output, Part part) {
+    HimarTrajectory trajectory(runner, request, part);
     trajectory.run();
     const auto write = [&](const Tensor& tokens, float* into) {
         const auto size = size_t(num_items(tokens.shape));
@@ -45,12 +78,12 @@ void Session::generate_part(const HimarRequest& request, const HimarOutput& outp
     write(trajectory.pivots(), output.pivots);
     write(trajectory.dense(), output.dense);
     if (output.small_pixels != nullptr) {
-        const std::vector<float> small = decode_pivots(*runner_, trajectory.pivots());
+        const std::vector<float> small = decode_pivots(runner, trajectory.pivots());
         to_uint8(small.data(), part.count, kSmallSidePx,
                  output.small_pixels + part.first * (small.size() / part.count));
     }
     if (output.pixels == nullptr && output.image == nullptr) return;
-    write_image(decode_dense(*runner_, trajectory.dense()), part, output.pixels, output.image);
+    write_image(decode_dense(runner, trajectory.dense()), part, output.pixels, output.image);
 }
 
 void Session::write_image(const Tensor& image, Part part, uint8_t* pixels, float* values) const {
@@ -61,6 +94,7 @@ void Session::write_image(const Tensor& image, Part part, uint8_t* pixels, float
 }
 
 void Session::encode(const uint8_t* pixels, size_t num_images, int32_t* tokens) {
+    StepRunner& runner = this->runner("recordings do not encode");
     const GraphSpec& graph = manifest().graph("encode");
     const auto side = size_t(manifest().hmar().image_side_px), area = side * side;
     const auto num_tokens = int64_t(manifest().hmar().num_tokens());
@@ -72,7 +106,7 @@ void Session::encode(const uint8_t* pixels, size_t num_images, int32_t* tokens) 
                 for (size_t c = 0; c < 3; ++c) image_B3HW[(3 * b + c) * area + i] = float(*pixels++) / 255;
             }
         }
-        const Tensor encoded = runner_->run_for("tokens", graph, {{"image", image}});
+        const Tensor encoded = runner.run_for("tokens", graph, {{"image", image}});
         const Shape shape = {int64_t(part.count), num_tokens};
         tokens =
             std::copy_n(encoded.values<int32_t>(shape, "output tokens of encode"), num_items(shape), tokens);

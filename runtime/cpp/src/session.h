@@ -1,8 +1,12 @@
 // A bundle on a backend: generation and encoding of any number of images.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <vector>
+
+#include "gpu_generations.h"
 
 #include "himar_trajectory.h"
 #include "hmar_trajectory.h"
@@ -10,12 +14,6 @@
 namespace hmar::core {
 
 // Where results go; null = not wanted.
-struct HmarOutput {
-    uint8_t* pixels;  // (num_images, side, side, 3)
-    float* image;     // (num_images, 3, side, side), in [0, 1]
-    int32_t* tokens;  // (num_images, num_tokens)
-};
-
 struct HimarOutput {
     uint8_t* pixels;        // (num_images, side, side, 3)
     float* image;           // (num_images, 3, side, side)
@@ -27,10 +25,22 @@ struct HimarOutput {
 // May be used from several threads at once.
 class Session {
   public:
-    Session(std::unique_ptr<StepRunner> runner, size_t max_batch);
+    using MakeRunner = std::function<std::unique_ptr<StepRunner>()>;
 
-    const Manifest& manifest() const { return runner_->manifest(); }
-    const std::string& backend() const { return runner_->name(); }
+    // What runs a bundle's graphs, on up to `max_batch` images at once, and why no GPU's recordings do.
+    Session(std::shared_ptr<const Bundle> bundle, std::unique_ptr<StepRunner> runner, size_t max_batch,
+            std::string why_not_gpu);
+
+    // Generations by a GPU's recordings; `make_runner` makes what runs all else when it is first needed, null =
+    // nothing does.
+    Session(std::shared_ptr<const Bundle> bundle, std::unique_ptr<GpuGenerations> gpu, MakeRunner make_runner,
+            size_t max_batch);
+
+    const Manifest& manifest() const { return bundle_->manifest(); }
+    const std::string& backend() const { return gpu_ != nullptr ? gpu_->name() : runner_->name(); }
+
+    // What kept an automatic choice of the backend from a GPU's recordings; "" where nothing did.
+    const std::string& why_not_gpu() const { return why_not_gpu_; }
 
     // Throws Error, or what the request's callback throws.
     void generate(const HmarRequest& request, const HmarOutput& output);
@@ -40,13 +50,19 @@ class Session {
     void encode(const uint8_t* pixels, size_t num_images, int32_t* tokens);
 
   private:
-    void generate_part(const HmarRequest& request, const HmarOutput& output, Part part);
-    void generate_part(const HimarRequest& request, const HimarOutput& output, Part part);
+    void generate_part(StepRunner& runner, const HmarRequest& request, const HmarOutput& output, Part part);
+    void generate_part(StepRunner& runner, const HimarRequest& request, const HimarOutput& output, Part part);
+    StepRunner& runner(const std::string& why_not_gpu);
     void write_image(const Tensor& image, Part part, uint8_t* pixels, float* values) const;
     std::vector<Part> parts(size_t num_images) const;
 
-    const std::unique_ptr<StepRunner> runner_;
+    const std::shared_ptr<const Bundle> bundle_;
+    const std::unique_ptr<GpuGenerations> gpu_;  // may be null
+    const MakeRunner make_runner_;
+    std::mutex making_;
+    std::unique_ptr<StepRunner> runner_;  // made under making_ if not there from the start; never replaced
     const size_t max_batch_;
+    const std::string why_not_gpu_;
 };
 
 }  // namespace hmar::core

@@ -1,6 +1,9 @@
-// hmar-generate: images of a bundle as one PNG. `hmar-generate --help` says how.
+// hmar-generate: images of a bundle as one picture. `hmar-generate --help` says how.
+#ifdef HMAR_HAS_PNG
 #include <png.h>
+#endif
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -43,27 +46,52 @@ int32_t parse_backend(const std::string& name) {
     if (name == "auto") return HMAR_BACKEND_AUTO;
     if (name == "ort-cpu") return HMAR_BACKEND_ORT_CPU;
     if (name == "ort-cuda") return HMAR_BACKEND_ORT_CUDA;
-    throw std::invalid_argument("--backend must be auto, ort-cpu or ort-cuda, got '" + name + "'");
+    if (name == "gpu") return HMAR_BACKEND_GPU;
+    throw std::invalid_argument("--backend must be auto, gpu, ort-cpu or ort-cuda, got '" + name + "'");
 }
 
+struct Picture {
+    size_t width, height;
+    std::vector<uint8_t> values;  // (height, width, 3)
+};
+
 // Images (count, side, side, 3), row by row, the rest of the last row white.
-void write_png(const std::vector<uint8_t>& pixels, size_t side, size_t columns, const std::string& path) {
+Picture make_grid(const std::vector<uint8_t>& pixels, size_t side, size_t columns) {
     const size_t count = pixels.size() / (side * side * 3), row_bytes = side * 3;
     const size_t rows = (count + columns - 1) / columns, width = columns * row_bytes;
-    std::vector<uint8_t> grid(rows * side * width, 255);
+    Picture grid{columns * side, rows * side, std::vector<uint8_t>(rows * side * width, 255)};
     for (size_t i = 0; i < count; ++i) {
         for (size_t y = 0; y < side; ++y) {
             const size_t to = (i / columns * side + y) * width + i % columns * row_bytes;
-            std::memcpy(&grid[to], &pixels[(i * side + y) * row_bytes], row_bytes);
+            std::memcpy(&grid.values[to], &pixels[(i * side + y) * row_bytes], row_bytes);
         }
     }
+    return grid;
+}
+
+void write_ppm(const Picture& picture, const std::string& path) {
+    std::ofstream file(path, std::ios::binary);
+    file << "P6\n" << picture.width << " " << picture.height << "\n255\n";
+    file.write(reinterpret_cast<const char*>(picture.values.data()), std::streamsize(picture.values.size()));
+    if (!file.flush()) throw std::runtime_error(path + ": cannot be written");
+}
+
+void write_picture(const Picture& picture, const std::string& path) {
+    if (path.size() > 4 && path.compare(path.size() - 4, 4, ".ppm") == 0) {
+        write_ppm(picture, path);
+        return;
+    }
+#ifdef HMAR_HAS_PNG
     png_image image{};
     image.version = PNG_IMAGE_VERSION;
-    image.width = png_uint_32(columns * side), image.height = png_uint_32(rows * side);
+    image.width = png_uint_32(picture.width), image.height = png_uint_32(picture.height);
     image.format = PNG_FORMAT_RGB;
-    if (!png_image_write_to_file(&image, path.c_str(), 0, grid.data(), 0, nullptr)) {
+    if (!png_image_write_to_file(&image, path.c_str(), 0, picture.values.data(), 0, nullptr)) {
         throw std::runtime_error(path + ": " + image.message);
     }
+#else
+    throw std::invalid_argument(path + ": built without libpng, this program writes .ppm files");
+#endif
 }
 
 template <typename Token>
@@ -117,6 +145,20 @@ std::vector<uint8_t> generate_himar(const hmar::Bundle& bundle, const hmar::Sess
     return std::move(images.pixels);
 }
 
+// Prints the latency of further generations.
+template <typename Generate>
+void repeat(int32_t count, Generate generate) {
+    std::vector<double> times_ms;
+    for (int32_t i = 0; i < count; ++i) {
+        const auto start = Clock::now();
+        generate();
+        times_ms.push_back(1e3 * seconds_since(start));
+    }
+    std::sort(times_ms.begin(), times_ms.end());
+    const auto at = [&](double share) { return times_ms[size_t(share * double(count - 1))]; };
+    std::printf("%d generations: median %.3f ms, p10 %.3f ms, p90 %.3f ms\n", count, at(0.5), at(0.1), at(0.9));
+}
+
 void generate(const Options& options) {
     const auto start = Clock::now();
     const hmar::Bundle bundle(options.bundle,
@@ -124,20 +166,25 @@ void generate(const Options& options) {
     hmar_session_options backend{};
     backend.backend = parse_backend(options.backend);
     backend.library = options.library.empty() ? nullptr : options.library.c_str();
+    backend.plugins = options.plugins.empty() ? nullptr : options.plugins.c_str();
     backend.threads = options.threads, backend.max_batch = options.max_batch;
     const hmar::Session session(bundle, backend);
     const double opened_s = seconds_since(start);
 
     const auto generating = Clock::now();
     const bool is_hmar = std::string(bundle.info().family) == "hmar";
-    const auto pixels = (is_hmar ? generate_hmar : generate_himar)(bundle, session, options);
+    const auto of_family = is_hmar ? generate_hmar : generate_himar;
+    const auto pixels = of_family(bundle, session, options);
     const double generated_s = seconds_since(generating);
 
     const auto side = size_t(bundle.info().image_side_px), count = pixels.size() / (side * side * 3);
     const auto square = size_t(std::ceil(std::sqrt(double(count))));
-    write_png(pixels, side, options.columns > 0 ? size_t(options.columns) : square, options.out);
+    write_picture(make_grid(pixels, side, options.columns > 0 ? size_t(options.columns) : square), options.out);
     std::printf("%s: %zu images of %zu px, opened in %.2f s, generated in %.2f s on %s\n",
                 options.out.c_str(), count, side, opened_s, generated_s, session.backend().c_str());
+    Options again = options;
+    again.tokens.clear();
+    if (options.repeat > 0) repeat(options.repeat, [&] { of_family(bundle, session, again); });
 }
 
 }  // namespace

@@ -8,13 +8,13 @@
 
 namespace {
 
-constexpr const char* kHelp = R"(Generate images from a bundle and write them as one PNG.
+constexpr const char* kHelp = R"(Generate images from a bundle and write them as one picture.
 
   hmar-generate --bundle DIR --labels L,L,.. --out FILE.png
 
   --bundle DIR         bundle folder, from scripts/export.py
   --labels L,L,..      classes: numbers, names if the bundle has them, -1 = none
-  --out FILE           PNG to write
+  --out FILE           picture to write: .ppm, or PNG where this was built with libpng
   --seed N             the same seed gives the same images on every backend (0)
   --first-index N      image i draws the random numbers of image N+i of this seed (0)
   --cfg X              guidance strength (the bundle's)
@@ -23,13 +23,15 @@ constexpr const char* kHelp = R"(Generate images from a bundle and write them as
   --schedule S         HMAR: masked passes, default or none (default)
   --re-cfg X           Hi-MAR: guidance strength of the pivots (the bundle's)
   --num-iter N         Hi-MAR: steps of the dense phase (the bundle's)
-  --backend NAME       auto, ort-cpu or ort-cuda (auto)
+  --backend NAME       auto, gpu (the bundle's recordings), ort-cpu or ort-cuda (auto)
+  --plugins FILE       libhmar_plugins.so, for the GPU (the first that the dynamic linker finds)
   --onnxruntime FILE   libonnxruntime.so (the first that the dynamic linker finds)
   --threads N          CPU threads of one operator, 0 = one per core (0)
   --max-batch N        images in one pass; larger requests are split (8)
   --columns N          images in a row (a square)
   --tokens FILE        also write the tokens, an image a row: HMAR's of all scales as int32,
                        Hi-MAR's dense ones as float32
+  --repeat N           generate N times more and print the latency of a generation (0)
   --trust-weights      do not hash the weights file
 )";
 
@@ -82,6 +84,8 @@ constexpr Entry kEntries[] = {
     {"--num-iter", set<&Options::num_iter>},
     {"--backend", set<&Options::backend>},
     {"--onnxruntime", set<&Options::library>},
+    {"--plugins", set<&Options::plugins>},
+    {"--repeat", set<&Options::repeat>},
     {"--threads", set<&Options::threads>},
     {"--max-batch", set<&Options::max_batch>},
     {"--columns", set<&Options::columns>},

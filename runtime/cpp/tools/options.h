@@ -6,12 +6,12 @@
 #include <string>
 
 struct Options {
-    std::string bundle, out, labels, library, tokens;
+    std::string bundle, out, labels, library, plugins, tokens;
     std::string backend = "auto", schedule;
     uint64_t seed = 0, first_index = 0;
     std::optional<double> cfg, top_p, re_cfg;
     std::optional<int32_t> top_k, num_iter;
-    int32_t threads = 0, max_batch = 8, columns = 0;
+    int32_t threads = 0, max_batch = 8, columns = 0, repeat = 0;
     bool check_weights = true;
 };
 

@@ -1,0 +1,130 @@
+#include "kernel_library.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "sha256.h"
+
+namespace hmar::core {
+namespace {
+
+constexpr const char* kPlugins = "libhmar_plugins.so";
+// as it is written: the order of a kernel's parameters counts
+using Table = nlohmann::ordered_json;
+
+// The architecture whose kernels run on a GPU: the same major version, and not a later one; "" = none.
+std::string choose_architecture(const Table& tables, int gpu) {
+    int best = 0;
+    for (const auto& [name, table] : tables.items()) {
+        const int arch = std::atoi(name.c_str());
+        if (arch / 10 == gpu / 10 && arch <= gpu && arch > best) best = arch;
+    }
+    return best == 0 ? "" : std::to_string(best);
+}
+
+ParameterKind parameter_kind(const std::string& kind) {
+    if (kind == "pointer") return ParameterKind::pointer;
+    if (kind == "i32") return ParameterKind::i32;
+    if (kind == "fp32") return ParameterKind::fp32;
+    throw Error(HMAR_BACKEND_UNAVAILABLE, text("a parameter of kind '", kind, "'"));
+}
+
+KernelTables::Part read_part(const Table& table) {
+    KernelTables::Part part;
+    for (const auto& [name, data] : table.items()) {
+        KernelEntry entry{data.at("threads").get<unsigned>(), data.at("shared_bytes").get<int>(),
+                          data.value("overlaps", false), {}};
+        for (const auto& [parameter, kind] : data.at("parameters").items()) {
+            entry.parameters.push_back(parameter_kind(kind.get<std::string>()));
+        }
+        part.emplace(name, std::move(entry));
+    }
+    return part;
+}
+
+}  // namespace
+
+KernelTables::KernelTables(const std::string& path) : path_(path.empty() ? kPlugins : path) {
+    // never closed: it brings CUDA's runtime, which does not expect to be unloaded
+    library_ = dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library_ == nullptr) {
+        throw Error(HMAR_BACKEND_UNAVAILABLE,
+                    text("the kernels cannot be loaded (", dlerror(),
+                         "); build the plugin library, and name its ", kPlugins, " as the session's plugins"));
+    }
+}
+
+const char* KernelTables::table(const std::string& part) const {
+    using Get = const char* (*)();
+    const auto get = reinterpret_cast<Get>(dlsym(library_, text("hmar_", part, "_table").c_str()));
+    return get == nullptr ? nullptr : get();
+}
+
+std::string KernelTables::digest(const std::string& part) const {
+    const char* json = table(part);
+    if (json == nullptr) return "";
+    Sha256 sha256;
+    sha256.update(json, std::strlen(json));
+    return sha256.hex();
+}
+
+KernelTables::Part KernelTables::read(const std::string& part, const std::string& gpu) const {
+    const char* json = table(part);
+    if (json == nullptr) throw Error(HMAR_BACKEND_UNAVAILABLE, text(path_, ": has no ", part, " kernels"));
+    try {
+        const Table tables = Table::parse(json);
+        const std::string arch = choose_architecture(tables, std::atoi(gpu.c_str() + std::strlen("sm")));
+        if (!arch.empty()) return read_part(tables.at(arch));
+    } catch (const Table::exception& error) {
+        throw Error(HMAR_BACKEND_UNAVAILABLE,
+                    text(path_, ": a table of ", part, " kernels that this release does not read (",
+                         error.what(), "); build it from the same release"));
+    }
+    throw Error(HMAR_BACKEND_UNAVAILABLE, text(path_, ": has no ", part, " kernels for ", gpu,
+                                               "; build it for this GPU, if there are kernels for it"));
+}
+
+const void* KernelTables::image(const std::string& part) const {
+    using Get = const void* (*)();
+    const auto get = reinterpret_cast<Get>(dlsym(library_, text("hmar_", part, "_image").c_str()));
+    if (get == nullptr) throw Error(HMAR_BACKEND_UNAVAILABLE, text(path_, ": has no ", part, " kernels"));
+    return get();
+}
+
+KernelLibrary::~KernelLibrary() {
+    for (const auto& [part, module] : modules_) {
+        if (module.handle != nullptr) device_.api().cuModuleUnload(module.handle);
+    }
+}
+
+KernelLibrary::Module& KernelLibrary::module(const std::string& part) {
+    Module& module = modules_[part];
+    if (module.handle != nullptr) return module;
+    module.entries = tables_.read(part, device_.gpu());
+    device_.check(device_.api().cuModuleLoadData(&module.handle, tables_.image(part)),
+                  text("kernels of ", part));
+    return module;
+}
+
+const Kernel& KernelLibrary::kernel(const std::string& part, const std::string& name) {
+    Module& module = this->module(part);
+    const auto found = module.kernels.find(name);
+    if (found != module.kernels.end()) return found->second;
+    const auto entry = module.entries.find(name);
+    if (entry == module.entries.end()) {
+        throw Error(HMAR_BACKEND_UNAVAILABLE, text(tables_.path(), ": has no ", part, " kernel ", name));
+    }
+    Kernel kernel{&entry->second, nullptr};
+    const std::string what = text("kernel ", name);
+    device_.check(device_.api().cuModuleGetFunction(&kernel.function, module.handle, name.c_str()), what);
+    // more than 48 KiB must be asked for
+    device_.check(
+        device_.api().cuFuncSetAttribute(kernel.function, kCuMaxDynamicShared, entry->second.shared_bytes),
+        what);
+    return module.kernels.emplace(name, kernel).first->second;
+}
+
+}  // namespace hmar::core

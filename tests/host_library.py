@@ -1,0 +1,128 @@
+"""A stand-in for the plugin library: kernels of all parts, computed on the host's memory."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from runtime.backends.kernel_library import Part
+from runtime.backends.recordings import Library
+from runtime.bundle import Bundle
+from runtime.decoder_plan import read_sizes
+from runtime.launches import KernelTable
+from tests import host_decoder, host_glue, host_transformer
+from tests.host_device import HostKernels
+
+GPU = "sm90"
+RANKS = {
+    ("decoder", "conv"): 3, ("decoder", "attention"): 3,
+    ("glue", "modulation"): 3, ("glue", "shared_modulation"): 3,
+    ("transformer", "attention"): 3, ("transformer", "normalize"): 1, ("transformer", "wide"): 1,
+}  # fmt: skip
+"""Dimensions of the grids that stand-ins take, where not 2."""
+SAMPLING_BLOCKS = {"draw": 4096, "select": 1024, "to_uint8": 1024}
+
+
+class HostSamplingLaunches:
+    """The sampling kernels, launched as those of the library are."""
+
+    def __init__(self, table: KernelTable) -> None:
+        self.table, self._kernels = table, HostKernels()
+
+    def launch(
+        self, name: str, grid: Sequence[int], stream: int, arguments: Mapping[str, int | float]
+    ) -> None:
+        function, given = self.table[name]["function"], dict(arguments)
+        if function == "select":
+            given["batch"] = grid[0]
+        if function == "to_uint8":
+            given["batch"], given["side"] = grid[1], round(given.pop("num_pixels") ** 0.5)
+        getattr(self._kernels, function)(**given)
+
+
+class HostLibrary:
+    """Kernels of all parts that a bundle may ask for.
+
+    Attributes:
+        tables: by part, as the library describes them.
+        parts: what computes them.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.tables: dict[Part, dict[str, dict[str, Any]]] = {
+            "sampling": {
+                f"{function}{block}": {"function": function, "block": block}
+                for function, block in SAMPLING_BLOCKS.items()
+            },
+            "decoder": dict(host_decoder.host_table(read_sizes(bundle.manifest))),
+            "transformer": dict(host_transformer.host_table()),
+            "glue": dict(host_glue.host_table(bundle.manifest.hmar.latent_channels)),
+        }
+        for part, table in self.tables.items():
+            parameters = _parameters(part)
+            for entry in table.values():
+                entry |= {"threads": 128, "shared_bytes": 0, "parameters": {}}
+                entry["parameters"] = parameters[entry["function"]]
+        self.parts: dict[Part, Any] = {
+            "sampling": HostSamplingLaunches(self.tables["sampling"]),
+            "decoder": host_decoder.HostDecoderKernels(self.tables["decoder"]),
+            "transformer": host_transformer.HostTransformerKernels(self.tables["transformer"]),
+            "glue": host_glue.HostGlueKernels(self.tables["glue"]),
+        }
+
+    def text(self, part: Part) -> str:
+        """The table as the library holds it: by architecture."""
+        return json.dumps({GPU.removeprefix("sm"): self.tables[part]})
+
+    @property
+    def library(self) -> Library:
+        texts = {part: self.text(part).encode() for part in self.tables}
+        return Library(
+            tables=self.tables,
+            digests={part: hashlib.sha256(text).hexdigest() for part, text in texts.items()},
+        )
+
+    def launch_all(
+        self,
+        part: Part,
+        name: str,
+        grid: tuple[int, int, int],
+        stream: int,
+        values: Sequence[int | float],
+    ) -> None:
+        """A launch with a value for every parameter, in order.
+
+        Those that the kernel does not take must be 0, and further dimensions of the grid 1.
+        """
+        entry, kernels = self.tables[part][name], self.parts[part]
+        rank = RANKS.get((part, entry["function"]), 2)
+        assert set(grid[rank:]) <= {1}
+        given = dict(zip(entry["parameters"], values, strict=True))
+        if part != "sampling":
+            method = getattr(kernels, f"_{entry['function']}")
+            taken = set(inspect.signature(method).parameters)
+            if "rest" in taken:  # which goes on to another method
+                taken |= {name for name, value in given.items() if value}
+        else:
+            taken = set(given) - {"global_scratch", "profile_scratch"}
+        assert not any(value for name, value in given.items() if name not in taken)
+        kernels.launch(name, grid[:rank], stream, {n: v for n, v in given.items() if n in taken})
+
+
+def _parameters(part: Part) -> dict[str, dict[str, str]]:
+    """Kinds of the parameters of the real kernels, by function."""
+    pytest.importorskip("triton", reason="no triton")
+    lowering = import_module("plugins_trt.ahead_of_time.lowering")
+    return {
+        unit.function.removesuffix("_kernel"): {
+            **{n: "pointer" if kind.startswith("*") else kind for n, kind in unit.parameters},
+            **dict.fromkeys(lowering.SCRATCH_PARAMETERS, "pointer"),
+        }
+        for unit in import_module(f"plugins_trt.{part}.aot").units()
+    }

@@ -1,0 +1,112 @@
+"""Generations of the C++ runtime on a GPU against Python's; driver and kernels are stand-ins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime.backends.device_values import BufferPool
+from runtime.backends.generation import Generations
+from runtime.backends.kernel_engines import planned_engines
+from runtime.backends.sampling_kernels import CudaSamplingKernels
+from runtime.backends.trt import TensorRTRunner
+from runtime.bundle import Bundle
+from runtime.config import BackendConfig, SamplingConfig
+from tests.cpp_build import CppBuild, build_cpp
+from tests.cpp_gpu import FakeGpu
+from tests.cpp_runtime import CppSession, Library, StatusError
+from tests.host_device import HostDevice
+from tests.host_library import HostLibrary
+from tests.recorded import BATCHES, linked_bundle, record_on_host, samplings
+
+
+@pytest.fixture(scope="module")
+def host(tiny_fp16_bundle: Path) -> HostLibrary:
+    return HostLibrary(Bundle.open(tiny_fp16_bundle))
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_fp16_bundle: Path, host: HostLibrary
+) -> Bundle:
+    bundle = linked_bundle(tmp_path_factory.mktemp("cpp-gpu") / "bundle", tiny_fp16_bundle)
+    record_on_host(bundle, host, samplings(bundle))
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def build() -> CppBuild:
+    return build_cpp("cpp")
+
+
+@pytest.fixture(scope="module")
+def gpu(build: CppBuild, host: HostLibrary) -> Iterator[FakeGpu]:
+    gpu = FakeGpu(build, host)
+    yield gpu
+    gpu.close()
+
+
+@pytest.fixture(scope="module")
+def generations(bundle: Bundle, host: HostLibrary) -> Iterator[Generations]:
+    """Python's, on the host device."""
+    device = HostDevice()
+    config = BackendConfig(name="trt", decoder="kernels", transformer="kernels")
+    engines = dict(planned_engines(bundle, config, device, BATCHES, host.parts.__getitem__))
+    runner = TensorRTRunner(bundle.manifest, engines, device, BATCHES)
+    kernels = CudaSamplingKernels(host.parts["sampling"], device.stream)
+
+    def fail(what: str, batch: int, error: Exception) -> Any:
+        raise AssertionError(what) from error
+
+    def in_pool(pool: BufferPool) -> TensorRTRunner:
+        return runner.in_pool(pool)
+
+    generations = Generations(in_pool, kernels, device, BATCHES, fail)
+    yield generations
+    generations.close()
+    runner.close()
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["whole", "padded"])
+def test_pixels_and_tokens_are_pythons(
+    build: CppBuild, bundle: Bundle, gpu: FakeGpu, generations: Generations, count: int
+) -> None:
+    sampling = SamplingConfig.defaults(bundle.manifest)
+    labels, images, seed = [3, 10][:count], [2**63 + 1, 7][:count], 2**64 - 3
+    classes = [label if label < 10 else -1 for label in labels]
+    with CppSession(
+        Library(build.library), bundle.folder, backend="gpu", plugins=gpu.plugins
+    ) as session:
+        assert session.backend == "gpu (Fake GPU, sm90)" and session.why_not_gpu == ""
+        ours = session.generate(classes, seed=seed, image_index=images)
+    if gpu.failure is not None:
+        raise gpu.failure
+    assert gpu.live == 0 and gpu.violations == 0
+    theirs = generations(labels, images, seed, sampling)
+    np.testing.assert_array_equal(ours["pixels"], theirs)
+    for k, tokens in enumerate(generations.tokens()):
+        np.testing.assert_array_equal(ours[f"s{k}_tokens"], tokens[:count])
+    expected = (np.clip(ours["image"], 0, 1) * np.float32(255)).round().astype(np.uint8)
+    np.testing.assert_array_equal(expected.transpose(0, 2, 3, 1), theirs)
+
+
+def test_what_no_recording_serves_runs_on_onnxruntime(
+    build: CppBuild, bundle: Bundle, gpu: FakeGpu
+) -> None:
+    library = Library(build.library)
+    other = dataclasses.replace(SamplingConfig.defaults(bundle.manifest), cfg=0.0)
+    with CppSession(library, bundle.folder) as session:
+        expected = session.generate([4], seed=1, sampling=other)["pixels"]
+    with CppSession(library, bundle.folder, backend="auto", plugins=gpu.plugins) as session:
+        assert session.backend.startswith("gpu")
+        ours = session.generate([4], seed=1, sampling=other)["pixels"]
+    np.testing.assert_array_equal(ours, expected)
+    with CppSession(library, bundle.folder, backend="gpu", plugins=gpu.plugins) as session:
+        with pytest.raises(StatusError, match="no recording has this mask schedule") as raised:
+            session.generate([4], seed=1, sampling=other)
+    assert raised.value.status == "HMAR_UNSUPPORTED"

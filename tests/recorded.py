@@ -1,0 +1,51 @@
+"""A bundle with recordings for the stand-ins of `tests.host_library`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.backends.recordings import make_recordings
+from runtime.bundle import Bundle
+from runtime.config import SamplingConfig
+from runtime.recording import RecordingFolder
+from tests.host_library import GPU, HostLibrary
+
+BATCHES = (1, 3)
+
+
+def linked_bundle(folder: Path, bundle: Path) -> Bundle:
+    """A bundle with the files of another, and no engines."""
+    folder.mkdir()
+    for path in bundle.iterdir():
+        if path.name != "engines":
+            (folder / path.name).symlink_to(path.resolve())
+    return Bundle.open(folder)
+
+
+def samplings(bundle: Bundle) -> list[SamplingConfig]:
+    """The bundle's defaults, without masked passes, and with guided ones."""
+    published = SamplingConfig.defaults(bundle.manifest)
+    schedule = ((1,), (1, 1, 2), (1, 3, 3), (9, 4, 2, 1))
+    return [
+        published,
+        dataclasses.replace(published, mask_schedule=None),
+        dataclasses.replace(published, mask_schedule=schedule, skip_guidance_below=0.0),
+    ]
+
+
+def record_on_host(
+    bundle: Bundle,
+    library: HostLibrary,
+    settings: Sequence[SamplingConfig],
+    *,
+    gpu: str = GPU,
+    force: bool = False,
+) -> RecordingFolder:
+    """Recordings for both batches, and the kernel tables in the folder `tables`."""
+    tables = bundle.folder / "tables"
+    tables.mkdir(exist_ok=True)
+    for part in library.tables:
+        (tables / f"{part}.json").write_text(library.text(part), encoding="utf-8")
+    return make_recordings(bundle, gpu, BATCHES, settings, library=library.library, force=force)
