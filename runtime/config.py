@@ -123,6 +123,8 @@ class BackendConfig:
             (TensorRT's), or "auto", which is kernels where there are some.
         transformer: what runs the passes of the transformer, and what lies between them; likewise,
             the library's kernels being for float16 models of the published widths.
+        denoisers: what runs Hi-MAR's denoisers; likewise, for float16 models of the published
+            sizes.
         nvtx: mark every step with an NVTX range named after its graph, for Nsight Systems; there is
             then no generation at once.
     """
@@ -136,6 +138,7 @@ class BackendConfig:
     engines: Path | None = None
     decoder: KernelUse = "auto"
     transformer: KernelUse = "auto"
+    denoisers: KernelUse = "auto"
     nvtx: bool = False
 
     def __post_init__(self) -> None:
@@ -143,7 +146,7 @@ class BackendConfig:
             raise ValueError(f"backend must be one of {BACKENDS}, got {self.name!r}")
         if self.attention not in ATTENTION_KINDS:
             raise ValueError(f"attention must be one of {ATTENTION_KINDS}, got {self.attention!r}")
-        for name in ("decoder", "transformer"):
+        for name in ("decoder", "transformer", "denoisers"):
             if getattr(self, name) not in KERNEL_USES:
                 raise ValueError(
                     f"{name} must be one of {KERNEL_USES}, got {getattr(self, name)!r}"

@@ -51,6 +51,7 @@ class Pipeline(ABC, Generic[Sampling, Draws]):
         engines: Path | None = None,
         decoder: KernelUse = "auto",
         transformer: KernelUse = "auto",
+        denoisers: KernelUse = "auto",
         nvtx: bool = False,
     ) -> Pipeline[Any, Any]:
         """Opens a bundle after checking its files against the manifest.
@@ -58,7 +59,7 @@ class Pipeline(ABC, Generic[Sampling, Draws]):
         Args:
             bundle: the bundle folder.
             backend, threads, max_batch, check_weights, attention, placement, engines, decoder,
-                transformer, nvtx: see `BackendConfig`.
+                transformer, denoisers, nvtx: see `BackendConfig`.
 
         Raises:
             BundleError: the folder is no bundle, or a file is missing or altered.
@@ -74,6 +75,7 @@ class Pipeline(ABC, Generic[Sampling, Draws]):
             attention=attention,
             decoder=decoder,
             transformer=transformer,
+            denoisers=denoisers,
             nvtx=nvtx,
         )
         opened = Bundle.open(bundle)

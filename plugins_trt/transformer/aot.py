@@ -11,34 +11,52 @@ from typing import Any
 from plugins_trt.ahead_of_time import part
 from plugins_trt.ahead_of_time.lowering import Unit, run_time_parameters
 from plugins_trt.transformer.tiles import (
+    ACTIVATE_BLOCK,
     ATTENTION_TILES,
+    EMBED_TILE,
     LAYERS,
+    NOISE_BLOCKS,
+    NOISE_TILE,
     NORM_BLOCKS,
     PROGRAMS,
     TILES,
+    AttentionTile,
     Layer,
     Tile,
 )
 
-MODULE = "plugins_trt.transformer.kernel"
+MODULE, DENOISER = "plugins_trt.transformer.kernel", "plugins_trt.transformer.denoiser"
+TOKEN_CHANNELS = 16  # of Hi-MAR
 ARCHITECTURE = 90  # that the tiles were measured on
 
 EPILOGUES: dict[Layer, str] = {
     "qkv": "plain", "proj": "residual", "fc1": "gelu", "fc2": "residual", "head": "plain",
+    "silu": "silu", "ada": "plain",
 }  # fmt: skip
-EPILOGUE_CODES = {"plain": 0, "gelu": 1, "residual": 2}  # in kernel.py
+EPILOGUE_CODES = {"plain": 0, "gelu": 1, "residual": 2, "silu": 3}  # in kernel.py
 
 ALIGNMENT = 16  # of pointers, in bytes, and of widths and places, in values
 PARAMETERS = {
-    **dict.fromkeys(("x", "ada", "weights", "bias", "residual", "out", "qkv"), "*fp16"),
+    **dict.fromkeys(
+        ("x", "ada", "gain", "offset", "weights", "bias", "residual", "out", "qkv"), "*fp16"
+    ),
     **dict.fromkeys(("scale_mul", "partials"), "*fp32"),
     "arrivals": "*i32",
     **dict.fromkeys(("rows", "length", "depth", "width", "ada_stride"), "i32"),
     **dict.fromkeys(("scale_at", "shift_at", "gate_at"), "i32"),
     "eps": "fp32",
 }
+DENOISER_PARAMETERS = {
+    **PARAMETERS,
+    **dict.fromkeys(("cond", "times", "pos"), "*fp16"),
+    **dict.fromkeys(("guidance", "noise", "variance"), "*fp32"),
+    "timestep": "*i32",
+    **dict.fromkeys(("positions", "count"), "i32"),
+}
+EMBED_PARAMETERS = {**DENOISER_PARAMETERS, "x": "*fp32"}
+NOISE_PARAMETERS = {**DENOISER_PARAMETERS, "weights": "*fp32", "bias": "*fp32"}
 HEAD_PARAMETERS = {**PARAMETERS, "bias": "*fp32", "out": "*fp32"}
-NOT_ALIGNED = ("rows", "length", "eps")
+NOT_ALIGNED = ("rows", "length", "positions", "eps")
 
 
 def _unit(
@@ -48,11 +66,12 @@ def _unit(
     num_warps: int = 4,
     num_stages: int | None = None,
     types: dict[str, str] = PARAMETERS,
+    module: str = MODULE,
 ) -> Unit:
-    parameters = run_time_parameters(MODULE, f"{function}_kernel", types)
+    parameters = run_time_parameters(module, f"{function}_kernel", types)
     return Unit(
         name=f"hmar_{function}_{name}",
-        module=MODULE,
+        module=module,
         function=f"{function}_kernel",
         parameters=parameters,
         constants=(*constants.items(), ("OVERLAPS", 1)),
@@ -78,6 +97,13 @@ def linear_unit(layer: Layer, tile: Tile) -> Unit:
     return _unit(function, name, constants, tile.num_warps, tile.num_stages, types)
 
 
+def attention_unit(tile: AttentionTile, *, has_norm: bool) -> Unit:
+    """Attention in one division."""
+    name = f"{'norm' if has_norm else 'plain'}_{tile.queries}x{tile.keys}"
+    constants = {"HAS_NORM": int(has_norm), **tile.constants}
+    return _unit("attention", name, constants, tile.num_warps, tile.num_stages)
+
+
 def units() -> dict[Unit, dict[str, Any]]:
     """All units.
 
@@ -98,14 +124,42 @@ def _uses() -> Iterator[tuple[str, Unit, int, int]]:
         for width, by_rows in TILES[layer].items():
             for rows, tile in by_rows.items():
                 yield layer, linear_unit(layer, tile), width, rows
-    for has_low, norm in enumerate(("norm", "head_norm")):
+    norms = {"norm": (0, 0, 4096), "head_norm": (1, 0, 4096), "affine_norm": (0, 1, 2048)}
+    for norm, (has_low, is_affine, largest) in norms.items():
         for width, block in NORM_BLOCKS.items():
-            constants = {"HAS_LOW": has_low, "BLOCK": block}
-            yield norm, _unit("normalize", f"{norm}_{block}", constants, block // 256), width, 0
+            if block <= largest:
+                constants = {"HAS_LOW": has_low, "IS_AFFINE": is_affine, "BLOCK": block}
+                unit = _unit("normalize", f"{norm}_{block}", constants, block // 256)
+                yield norm, unit, width, 0
     for tokens, tile in ATTENTION_TILES.items():
-        name = f"{tile.queries}x{tile.keys}"
-        unit = _unit("attention", name, tile.constants, tile.num_warps, tile.num_stages)
-        yield "attention", unit, 0, tokens
+        yield "attention", attention_unit(tile, has_norm=True), 0, tokens
+    # of the dense tokens, which are 256
+    yield "plain_attention", attention_unit(ATTENTION_TILES[256], has_norm=False), 0, 0
+    yield from _denoiser_uses()
+
+
+def _denoiser_uses() -> Iterator[tuple[str, Unit, int, int]]:
+    def unit(function: str, name: str, types: dict[str, str], warps: int, **of: int) -> Unit:
+        return _unit(function, name, of, warps, types=types, module=DENOISER)
+
+    rows, columns = EMBED_TILE
+    tile = {"BLOCK_M": rows, "BLOCK_N": columns}
+    for denoiser, has_pos in (("mlp", 0), ("dit", 1)):
+        of = {"CHANNELS": TOKEN_CHANNELS, "HAS_POS": has_pos, **tile}
+        yield f"{denoiser}_embed", unit("embed", denoiser, EMBED_PARAMETERS, 4, **of), 0, 0
+    block = ACTIVATE_BLOCK
+    activate = unit("activate", str(block), DENOISER_PARAMETERS, 4, BLOCK=block)
+    yield "activate", activate, 0, 0
+    positions, depth = NOISE_TILE
+    for is_guided, guided in enumerate(("", "_guided")):
+        for denoiser, blocks in NOISE_BLOCKS.items():
+            for width, block in blocks.items():
+                of = {"CHANNELS": TOKEN_CHANNELS, "IS_GUIDED": is_guided}
+                of |= {"HAS_VARIANCE": int(denoiser == "mlp")}
+                of |= {"BLOCK_M": positions, "BLOCK": block, "BLOCK_K": depth}
+                name = f"{denoiser}{guided}_{block}"
+                noise = unit("noise", name, NOISE_PARAMETERS, block // 128, **of)
+                yield f"{denoiser}_noise{guided}", noise, width, 0
 
 
 if __name__ == "__main__":

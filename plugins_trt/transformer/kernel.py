@@ -27,6 +27,7 @@ NORM_FLOOR = tl.constexpr(1e-12)  # of queries and keys, as `torch.nn.functional
 PLAIN = tl.constexpr(0)  # what follows a linear layer
 GELU = tl.constexpr(1)
 RESIDUAL = tl.constexpr(2)  # gated, and added to the residual stream
+SILU = tl.constexpr(3)
 
 
 @triton.jit
@@ -45,8 +46,8 @@ def _end(OVERLAPS: tl.constexpr):
 
 @triton.jit
 def normalize_kernel(
-    x, ada, out, length, width, ada_stride, scale_at, shift_at, eps,
-    HAS_LOW: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
+    x, ada, gain, offset, out, length, width, ada_stride, scale_at, shift_at, eps,
+    HAS_LOW: tl.constexpr, IS_AFFINE: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Layer norm and modulation of a row. Grid (rows,).
 
@@ -54,6 +55,7 @@ def normalize_kernel(
         x: (rows, width).
         ada: modulation vectors of the images, `ada_stride` values apart, at `scale_at` and
             `shift_at`.
+        gain, offset: (width,), weight and bias of the norm with IS_AFFINE.
         out: (rows, width); with HAS_LOW (rows, 2 * width), each row being the rounded result and
             what it lacks of the float32 one.
         BLOCK: power of two, at least `width`.
@@ -66,6 +68,9 @@ def normalize_kernel(
     is_value = offs < width
     scale = tl.load(ada + scale_at + offs, mask=is_value, other=0.0).to(tl.float32)
     shift = tl.load(ada + shift_at + offs, mask=is_value, other=0.0).to(tl.float32)
+    if IS_AFFINE:  # (y * gain + offset) * (1 + scale) + shift
+        shift += tl.load(offset + offs, mask=is_value, other=0.0).to(tl.float32) * (1.0 + scale)
+        scale = tl.load(gain + offs, mask=is_value, other=0.0).to(tl.float32) * (1.0 + scale) - 1.0
     _begin(OVERLAPS)
     _end(OVERLAPS)
     value = tl.load(x + offs, mask=is_value, other=0.0).to(tl.float32)
@@ -134,6 +139,8 @@ def _write(acc_MN, operands, out, first_m, first_n, rows, width, EPILOGUE: tl.co
     if EPILOGUE == GELU:  # the tanh approximation; 1 + tanh(u) is 2 / (1 + exp(-2 u))
         cubic_MN = acc_MN * (1.0 + 0.044715 * acc_MN * acc_MN)
         acc_MN = acc_MN / (1.0 + tl.exp2(cubic_MN * GELU_EXPONENT))
+    if EPILOGUE == SILU:
+        acc_MN = acc_MN / (1.0 + tl.exp2(acc_MN * -LOG2_E))
     if EPILOGUE == RESIDUAL:
         acc_MN = operands[2].to(tl.float32) + operands[1].to(tl.float32) * acc_MN
     tl.store(out + place_MN, acc_MN.to(out.dtype.element_ty), mask=is_value_MN)
@@ -163,7 +170,7 @@ def linear_kernel(
         partials: (SPLITS, rows, width) float32, scratch memory where SPLITS > 1.
         arrivals: (tiles,) int32 where SPLITS > 1: zero before, and zero again after.
         depth, width: multiples of 64; BLOCK_K divides `depth`.
-        EPILOGUE: PLAIN, GELU, or RESIDUAL: residual + gate * (x @ weights + bias).
+        EPILOGUE: PLAIN, GELU, SILU, or RESIDUAL: residual + gate * (x @ weights + bias).
         GROUP_M: row tiles that are computed together.
     """
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -273,13 +280,14 @@ def _inverse_norm(x_Nd):
 @triton.jit
 def attention_kernel(
     qkv, scale_mul, out, length, width,
-    BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, OVERLAPS: tl.constexpr,
+    HAS_NORM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
-    """Attention of unit-length queries and keys within each image. Grid (query blocks, heads, N).
+    """Attention within each image. Grid (query blocks, heads, N).
 
     Args:
         qkv: (N, length, 3, width), `width` being heads times 64.
-        scale_mul: (heads,) float32, factor on the logits.
+        scale_mul: (heads,) float32, factor on the logits of unit-length queries and keys with
+            HAS_NORM; without, queries and keys are taken as they are, and the factor is 1 / 8.
         out: (N, length, width).
         BLOCK_Q, BLOCK_L: queries of a program, keys of a step.
     """
@@ -293,7 +301,10 @@ def attention_kernel(
     q_Qd = tl.load(
         qkv + offs_Q[:, None] * (3 * width) + offs_d[None, :], mask=is_query_Q1, other=0.0
     )
-    scale_Q = _inverse_norm(q_Qd) * (tl.load(scale_mul + head) * LOG2_E)
+    if HAS_NORM:
+        scale_Q = _inverse_norm(q_Qd) * (tl.load(scale_mul + head) * LOG2_E)
+    else:
+        scale_Q = tl.zeros([BLOCK_Q], tl.float32) + 0.125 * LOG2_E
     acc_Qd = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
     sum_Q = tl.zeros([BLOCK_Q], tl.float32)
     max_Q = tl.zeros([BLOCK_Q], tl.float32) + LOWEST
@@ -302,7 +313,9 @@ def attention_kernel(
         k_Ld = qkv + width + (start + offs_L)[:, None] * (3 * width) + offs_d[None, :]
         v_Ld = tl.load(k_Ld + width, mask=is_key_L[:, None], other=0.0)
         k_Ld = tl.load(k_Ld, mask=is_key_L[:, None], other=0.0)
-        logits_QL = tl.dot(q_Qd, tl.trans(k_Ld)) * _inverse_norm(k_Ld)[None, :]
+        logits_QL = tl.dot(q_Qd, tl.trans(k_Ld))
+        if HAS_NORM:
+            logits_QL *= _inverse_norm(k_Ld)[None, :]
         logits_QL = tl.where(is_key_L[None, :], logits_QL * scale_Q[:, None], float("-inf"))
         new_max_Q = tl.maximum(max_Q, tl.max(logits_QL, axis=1))
         p_QL = tl.exp2(logits_QL - new_max_Q[:, None])

@@ -8,8 +8,8 @@ from typing import Literal
 HEAD_DIM = 64
 PROGRAMS = 132  # of a persistent kernel: multiprocessors of an H100
 
-Layer = Literal["qkv", "proj", "fc1", "fc2", "head"]
-LAYERS: tuple[Layer, ...] = ("qkv", "proj", "fc1", "fc2", "head")
+Layer = Literal["qkv", "proj", "fc1", "fc2", "head", "silu", "ada"]
+LAYERS: tuple[Layer, ...] = ("qkv", "proj", "fc1", "fc2", "head", "silu", "ada")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +121,12 @@ TILES: dict[Layer, dict[int, dict[int, Tile]]] = {
     },
     "head": {0: {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE}},
 }  # fmt: skip
+# of Hi-MAR's denoisers; these tiles were chosen for other layers
+TILES["ada"] = {0: {0: _few(64), 17: _some(64), 65: LONG, 129: WIDE}}
+TILES["silu"] = {
+    width: {rows: tile for rows, tile in by_rows.items() if rows < 577}
+    for width, by_rows in TILES["fc1"].items()
+}
 """By layer, width of the model from which on, and number of rows from which on."""
 
 
@@ -140,3 +146,9 @@ ATTENTION_TILES = {
     256: AttentionTile(queries=128, keys=64, num_warps=8),
 }
 """By number of tokens from which on."""
+
+EMBED_TILE = (16, 64)  # rows and columns
+ACTIVATE_BLOCK = 1024
+NOISE_TILE = (16, 64)  # positions, and values of a row in one step of the product
+NOISE_BLOCKS = {"dit": {0: 512, 513: 1024}, "mlp": {0: 1024, 1025: 2048}}
+"""Values of a row that a program of `noise_kernel` holds, by denoiser and width from which on."""

@@ -10,12 +10,14 @@ from typing import Literal
 from plugins_trt.loader import PluginError, open_library
 from runtime.backends.cuda import CudaDevice, Device
 from runtime.backends.decoder_engine import checked_sizes, decoder_of_bundle
+from runtime.backends.denoiser_engine import denoiser_engines, planned_denoisers
 from runtime.backends.glue_engine import glue_engines, planned_glue
 from runtime.backends.kernel_library import KernelLibrary, Kernels, Part, read_table
 from runtime.backends.planned_engine import PlannedEngine
 from runtime.backends.transformer_engine import planned_passes, transformer_engines
 from runtime.bundle import Bundle, Kind
 from runtime.config import BackendConfig
+from runtime.denoiser_plan import DENOISER_KINDS
 from runtime.errors import BackendUnavailableError
 from runtime.glue_plan import GLUE
 from runtime.launches import KernelTable
@@ -23,13 +25,14 @@ from runtime.transformer_plan import PASSES
 
 logger = logging.getLogger(__name__)
 
-Setting = Literal["decoder", "transformer"]
+Setting = Literal["decoder", "transformer", "denoisers"]
 Engines = dict[str, PlannedEngine]
 OpenKernels = Callable[[Part], Kernels]
 
 KINDS: dict[Setting, tuple[Kind, ...]] = {
     "decoder": ("decode",),
     "transformer": (*PASSES, *GLUE, "ns", "mask"),
+    "denoisers": DENOISER_KINDS,
 }
 """Kinds of graph that a setting is about."""
 
@@ -44,9 +47,13 @@ def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[
         planned_glue(bundle.manifest, table("glue"), batches)
         planned_passes(bundle.manifest, table("transformer"), batches)
 
+    def denoisers(table: Callable[[Part], KernelTable]) -> None:
+        planned_denoisers(bundle.manifest, table("transformer"), batches)
+
     checks: dict[Setting, Callable[[Callable[[Part], KernelTable]], None]] = {
         "decoder": decoder,
         "transformer": transformer,
+        "denoisers": denoisers,
     }
     kinds: set[Kind] = set()
     for setting, check in checks.items():
@@ -100,8 +107,12 @@ def planned_engines(
                 engine.close()
             raise
 
+    def denoisers() -> Engines:
+        return denoiser_engines(bundle, kernels("transformer"), device, batches)
+
     yield from _load("decoder", config, decoder).items()
     yield from _load("transformer", config, transformer).items()
+    yield from _load("denoisers", config, denoisers).items()
 
 
 def _load(setting: Setting, config: BackendConfig, load: Callable[[], Engines]) -> Engines:

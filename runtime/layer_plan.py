@@ -1,0 +1,180 @@
+"""Launches of linear layers, norms and attention: what plans of transformers are put together from.
+
+The kernels are described in `plugins_trt/transformer/kernel.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.errors import BackendUnavailableError
+from runtime.launches import ARRIVALS, KernelTable, LaunchPlan, Scratch, Step, blocks
+
+HALF, FLOAT = 2, 4  # bytes
+INT32 = 1 << 31  # offsets are below it
+
+
+@dataclass(frozen=True, slots=True)
+class Modulation:
+    """Modulation vectors: where they are, and how many values from one to the next."""
+
+    place: str
+    stride: int
+
+
+class LayerPlanner:
+    """Collects launches, and the scratch memory that they take.
+
+    Places: `stream` is the residual stream, `rows` what the next linear layer reads, `wide` the
+    results of layers that are wider than the stream.
+
+    Args:
+        width: of the stream, C.
+        rows: of the stream.
+        length: rows that share modulation vectors, one after the other.
+        stream: the place that the first residual layer reads.
+    """
+
+    def __init__(
+        self, kernels: KernelTable, *, width: int, rows: int, length: int, stream: str
+    ) -> None:
+        self.width, self.rows, self.length, self.stream = width, rows, length, stream
+        self.scratch = Scratch()
+        self._kernels, self._num_arrivals = kernels, 0
+        self._steps: list[Step] = []
+
+    def plan(self) -> LaunchPlan:
+        """All launches so far."""
+        offsets, nbytes = self.scratch.lay_out()
+        return LaunchPlan(
+            steps=tuple(self._steps),
+            offsets=offsets,
+            nbytes=nbytes,
+            num_arrivals=self._num_arrivals,
+        )
+
+    def wide(self, width: int) -> str:
+        """A place for rows of so many float16 values."""
+        return self.scratch.add("wide", self.rows * width * HALF)
+
+    def normalize(
+        self,
+        ada: Modulation,
+        scale_at: int,
+        shift_at: int,
+        eps: float,
+        part: str = "norm",
+        affine: str = "",
+    ) -> None:
+        """The modulated norm of the stream, to `rows`.
+
+        Args:
+            part: "norm", "head_norm" for what rounding lacks, too, or "affine_norm".
+            affine: tensors of the norm's own weight and bias, without `.weight` and `.bias`.
+        """
+        C, halves = self.width, 2 if part == "head_norm" else 1
+        self.scratch.add("rows", self.rows * C * halves * HALF)
+        kernel, _ = self.select(part, self.rows)
+        pointers = {"x": self.stream, "ada": ada.place, "out": "rows"}
+        if affine:
+            pointers |= {"gain": f"{affine}.weight", "offset": f"{affine}.bias"}
+        places = {"scale_at": scale_at, "shift_at": shift_at}
+        sizes = {"length": self.length, "width": C, "ada_stride": ada.stride}
+        self.add(kernel, (self.rows,), pointers, **sizes, **places, eps=eps)
+
+    def attend(self, heads: int, images: int, length: int, scale_mul: str = "") -> None:
+        """Attention of `wide` within each image, to `rows`; of unit vectors with `scale_mul`."""
+        kernel, entry = self.select("attention" if scale_mul else "plain_attention", length)
+        grid = (blocks(length, entry["constants"]["BLOCK_Q"]), heads, images)
+        self.scratch.add("rows", self.rows * self.width * HALF)
+        pointers = {"qkv": "wide", "out": "rows"} | ({"scale_mul": scale_mul} if scale_mul else {})
+        self.add(kernel, grid, pointers, length=length, width=self.width)
+
+    def gated(
+        self, layer: str, own: str, x: str, depth: int, ada: Modulation, gate_at: int
+    ) -> None:
+        """Adds the gated result of a linear layer to the stream."""
+        residual, self.stream = (
+            self.stream,
+            self.scratch.add("stream", self.rows * self.width * HALF),
+        )
+        if (self.rows // self.length) * ada.stride >= INT32:
+            raise BackendUnavailableError(
+                f"{own}: modulation vectors of {self.rows} rows are too far apart for the kernels; "
+                "use smaller batches"
+            )
+        pointers = {"ada": ada.place, "residual": residual}
+        scalars = {"ada_stride": ada.stride, "gate_at": gate_at}
+        self.linear(layer, own, x, self.stream, (depth, self.width), pointers, scalars)
+
+    def linear(
+        self,
+        layer: str,
+        own: str,
+        x: str,
+        out: str,
+        shape: tuple[int, int],
+        pointers: Mapping[str, str] | None = None,
+        scalars: Mapping[str, int] | None = None,
+        rows: int | None = None,
+    ) -> None:
+        """A linear layer.
+
+        Args:
+            layer: the part that the kernel is for.
+            own: tensors, without `.weight` and `.bias`.
+            shape: depth and width of the weights.
+            rows: those of the stream, if None.
+        """
+        (depth, width), rows = shape, rows or self.rows
+        kernel, entry = self.select(layer, rows)
+        of = entry["constants"]
+        tiles = blocks(rows, of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
+        if depth % of["BLOCK_K"]:
+            raise BackendUnavailableError(
+                f"kernel {kernel} reads {of['BLOCK_K']} values at once, {own} has {depth}"
+            )
+        places = {"x": x, "weights": f"{own}.weight", "bias": f"{own}.bias", "out": out}
+        places |= pointers or {}
+        sizes = {"rows": rows, "length": self.length, "depth": depth, "width": width}
+        sizes |= scalars or {}
+        if entry["function"] == "wide":
+            programs = entry["programs"]
+            places["global_scratch"] = self.scratch.add(
+                "descriptors", programs * entry["scratch_bytes"]
+            )
+            self.add(kernel, (min(tiles, programs),), places, **sizes)
+            return
+        if of["SPLITS"] > 1:
+            nbytes = of["SPLITS"] * rows * width * FLOAT
+            places |= {"partials": self.scratch.add("partials", nbytes), "arrivals": ARRIVALS}
+            self._num_arrivals = max(self._num_arrivals, tiles)
+        self.add(kernel, (tiles, of["SPLITS"]), places, **sizes)
+
+    def add(
+        self,
+        kernel: str,
+        grid: Sequence[int],
+        pointers: dict[str, str],
+        **scalars: int | float,
+    ) -> None:
+        """A launch."""
+        self._steps.append(Step(kernel, tuple(grid), pointers, scalars))
+
+    def select(self, part: str, size: int) -> tuple[str, Mapping[str, Any]]:
+        """The kernel of a part for so many rows or tokens.
+
+        Raises:
+            BackendUnavailableError: there is none.
+        """
+        found: dict[tuple[int, int], str] = {}
+        for name, entry in self._kernels.items():
+            for width, start in entry["uses"].get(part, ()):
+                if width <= self.width and start <= size:
+                    found[width, start] = name
+        if not found:
+            raise BackendUnavailableError(f"the library has no transformer kernel for {part}")
+        name = found[max(found)]
+        return name, self._kernels[name]

@@ -1,0 +1,165 @@
+"""Runs plans of Hi-MAR's denoisers in Triton's interpreter; prints how far they are from PyTorch.
+
+A process of its own, since TRITON_INTERPRET must be set before Triton is imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from export.himar import tensors
+from export.weights import WeightsFile
+from hmar.config import HiMARConfig
+from hmar.diffusion_head import Denoiser, DiTDenoiser, MLPDenoiser, guided_noise
+from hmar.himar import HiMAR
+from plugins_trt.ahead_of_time.lowering import Unit
+from plugins_trt.transformer import aot
+from runtime.bundle import Kind
+from runtime.denoiser_plan import DenoiserSizes, denoiser_weights, plan_denoiser
+from runtime.launches import ARRIVALS, LaunchPlan
+from tests.kernel_tables import kernel_table
+
+# what the compiler's functions say of their parameters, and the interpreter's do not
+InterpretedFunction.params = property(  # type: ignore[attr-defined]
+    lambda self: [
+        SimpleNamespace(name=name, is_constexpr=parameter.annotation == "tl.constexpr")
+        for name, parameter in inspect.signature(self.fn).parameters.items()
+    ]
+)
+
+CONFIG = HiMARConfig(
+    embed_dim=64, encoder_depth=1, decoder_depth=1, encoder_heads=1, decoder_heads=1, mlp_depth=2,
+    mlp_width=256, dit_depth=2, dit_width=256, dit_heads=4, dense_side=3, dit_mlp_ratio=2.0,
+)  # fmt: skip
+TIMESTEPS, WEIGHT = [999, 20, 7], 2.5
+DTYPES = {"*fp16": torch.float16, "*fp32": torch.float32, "*i32": torch.int32}
+UNITS: dict[str, Unit] = {unit.name: unit for unit in aot.units()}
+TABLE = kernel_table(aot)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph for some images and tokens."""
+
+    kind: Kind
+    images: int
+    length: int
+
+
+CASES = {
+    "pivots": Case("denoise_pivot", 2, 3),
+    "pivots, in two parts": Case("denoise_pivot_modulated", 1, 5),
+    "pivots, unguided": Case("denoise_pivot_unguided", 1, 1),
+    "dense tokens": Case("denoise_dense", 1, 9),
+    "dense tokens, unguided": Case("denoise_dense_unguided", 2, 9),
+}
+
+
+def make(name: str) -> tuple[Denoiser, dict[str, Tensor]]:
+    """A denoiser with random weights that float16 holds, and its tensors as a bundle has them."""
+    torch.manual_seed(0)
+    denoiser = (MLPDenoiser if name == "mlp" else DiTDenoiser)(CONFIG).requires_grad_(False)
+    for parameter in denoiser.parameters():
+        std = 0.5 * parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.2
+        parameter.data.normal_(std=std)
+        parameter.data.copy_(parameter.half())
+    weights = WeightsFile("weights.bin")
+    if name == "mlp":
+        model = SimpleNamespace(pivot_denoiser=denoiser)
+        tensors._add_mlp_denoiser(weights, cast(HiMAR, model), torch.float16)
+    else:
+        model = SimpleNamespace(dense_denoiser=denoiser, config=CONFIG)
+        tensors._add_dit_denoiser(weights, cast(HiMAR, model), torch.float16)
+    found = {}
+    for tensor, entry in weights.entries.items():
+        assert entry.load is not None
+        found[tensor] = entry.load().reshape(entry.shape).to(entry.dtype).contiguous()
+    return denoiser, found
+
+
+def run(plan: LaunchPlan, values: dict[str, Tensor]) -> None:
+    """Launches all kernels; scratch memory begins as NaN."""
+    scratch = torch.full((plan.nbytes,), 0xFF, dtype=torch.uint8)
+    arrivals = torch.zeros(max(plan.num_arrivals, 1), dtype=torch.int32)
+
+    def place(name: str, kind: str) -> Tensor:
+        if name == ARRIVALS:
+            return arrivals
+        if name in plan.offsets:
+            dtype = DTYPES[kind]
+            start = plan.offsets[name]
+            stop = start + (plan.nbytes - start) // dtype.itemsize * dtype.itemsize
+            return scratch[start:stop].view(dtype)
+        assert values[name].dtype == DTYPES[kind], name
+        return values[name]
+
+    for step in plan.steps:
+        unit = UNITS[step.kernel]
+        kernel = getattr(import_module(unit.module), unit.function)
+        arguments: dict[str, Any] = {}
+        for name, kind in unit.parameters:
+            if name in step.pointers:
+                arguments[name] = place(step.pointers[name], kind)
+            elif kind.startswith("*"):
+                arguments[name] = torch.zeros(1, dtype=DTYPES[kind])
+            else:
+                arguments[name] = step.scalars.get(name, 0)
+        grid = (*step.grid, 1, 1)[:3]
+        kernel[grid](**arguments, **{**dict(unit.constants), "OVERLAPS": False})
+    assert not arrivals.any()
+
+
+def check(case: Case) -> dict[str, float]:
+    """Relative errors of the outputs."""
+    name = "mlp" if "pivot" in case.kind else "dit"
+    denoiser, stored = make(name)
+    sizes = DenoiserSizes(name=name, width=256, depth=2, hidden=256 if name == "mlp" else 512)
+    weights = denoiser_weights(sizes, lambda tensor: stored[tensor].numpy())
+    values = {tensor: torch.from_numpy(array) for tensor, array in weights.items()}
+    g = torch.Generator().manual_seed(1)
+    B, n = case.images, case.length
+    halves = 1 if case.kind.endswith("_unguided") else 2
+    x = torch.randn((B, n, CONFIG.token_channels), generator=g)
+    cond = torch.randn((halves * B, n, 256), generator=g).half()
+    noise, variance = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan)
+    timestep = torch.tensor(TIMESTEPS, dtype=torch.int32)
+    scale = torch.tensor([WEIGHT])
+    values |= {"x": x, "head_cond": cond, "timestep": timestep, "scale": scale}
+    values |= {"noise": noise, "variance": variance}
+    dims = {"B": B, "N": halves * B, "T": len(TIMESTEPS), "n": n}
+    step = 0
+    if case.kind == "denoise_pivot_modulated":
+        step = 1
+        shape = (len(TIMESTEPS), halves * B, n, sizes.num_vectors * sizes.width)
+        values["modulation"] = torch.full(shape, torch.nan).half()
+        run(plan_denoiser(sizes, "modulate_pivot", dims, n, TABLE), values)
+        values["modulation"] = values["modulation"][step]
+    run(plan_denoiser(sizes, case.kind, dims, n, TABLE), values)
+    time = denoiser.time(timestep[step : step + 1])
+    if halves == 2:
+        expected = guided_noise(denoiser, x, time, cond.float(), WEIGHT)
+    else:
+        expected = denoiser(x, time, cond.float())
+    channels = CONFIG.token_channels
+    errors = {"noise": _error(noise, expected[..., :channels])}
+    if name == "mlp":
+        errors["variance"] = _error(variance, expected[..., channels:])
+    return errors
+
+
+def _error(ours: Tensor, expected: Tensor) -> float:
+    return float((ours - expected).norm() / expected.norm())
+
+
+if __name__ == "__main__":
+    json.dump({name: check(case) for name, case in CASES.items()}, sys.stdout)
