@@ -32,8 +32,9 @@ def take(x_RSD: Tensor, positions_RK: Tensor) -> Tensor:
 
 
 def put(x_RSD: Tensor, positions_RK: Tensor, rows_RKD: Tensor) -> Tensor:
-    """x with rows replaced at the given positions."""
-    return x_RSD.scatter(1, positions_RK[..., None].expand(rows_RKD.shape), rows_RKD)
+    """x with rows replaced at the given positions, in its own dtype."""
+    index_RKD = positions_RK[..., None].expand(rows_RKD.shape)
+    return x_RSD.scatter(1, index_RKD, rows_RKD.to(x_RSD.dtype))
 
 
 class HiMAR(nn.Module):

@@ -108,9 +108,10 @@ def test_measures_a_bundle_of_himar(tiny_himar_bundle: Path) -> None:
     assert 0 < row["floor_share"] < 1
 
 
-def test_torch_generates_with_himar() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_torch_generates_with_himar(dtype: torch.dtype) -> None:
     case = HiMARCase("tiny_a.linear")
-    generator = HiMARTorchGenerator(case.model, case.vae, torch.device("cpu"), torch.float32)
+    generator = HiMARTorchGenerator(case.model, case.vae, torch.device("cpu"), dtype)
     settings = HiMARSampling(cfg=2.0, re_cfg=2.0, pivot_respacing="2", dense_respacing="2")
     images = generator([1], settings)
     assert images.shape == (1, 128, 128, 3) and images.dtype == torch.uint8
