@@ -11,22 +11,20 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from export.himar import tensors
-from export.weights import WeightsFile
 from hmar.config import HiMARConfig
-from hmar.diffusion_head import Denoiser, DiTDenoiser, MLPDenoiser, guided_noise
-from hmar.himar import HiMAR
+from hmar.diffusion_head import guided_noise
 from plugins_trt.ahead_of_time.lowering import Unit
 from plugins_trt.transformer import aot
 from runtime.bundle import Kind
 from runtime.denoiser_plan import DenoiserSizes, denoiser_weights, plan_denoiser
 from runtime.launches import ARRIVALS, LaunchPlan
+from tests.denoisers import make_denoiser
 from tests.kernel_tables import kernel_table
 
 # what the compiler's functions say of their parameters, and the interpreter's do not
@@ -65,28 +63,6 @@ CASES = {
 }
 
 
-def make(name: str) -> tuple[Denoiser, dict[str, Tensor]]:
-    """A denoiser with random weights that float16 holds, and its tensors as a bundle has them."""
-    torch.manual_seed(0)
-    denoiser = (MLPDenoiser if name == "mlp" else DiTDenoiser)(CONFIG).requires_grad_(False)
-    for parameter in denoiser.parameters():
-        std = 0.5 * parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.2
-        parameter.data.normal_(std=std)
-        parameter.data.copy_(parameter.half())
-    weights = WeightsFile("weights.bin")
-    if name == "mlp":
-        model = SimpleNamespace(pivot_denoiser=denoiser)
-        tensors._add_mlp_denoiser(weights, cast(HiMAR, model), torch.float16)
-    else:
-        model = SimpleNamespace(dense_denoiser=denoiser, config=CONFIG)
-        tensors._add_dit_denoiser(weights, cast(HiMAR, model), torch.float16)
-    found = {}
-    for tensor, entry in weights.entries.items():
-        assert entry.load is not None
-        found[tensor] = entry.load().reshape(entry.shape).to(entry.dtype).contiguous()
-    return denoiser, found
-
-
 def run(plan: LaunchPlan, values: dict[str, Tensor]) -> None:
     """Launches all kernels; scratch memory begins as NaN."""
     scratch = torch.full((plan.nbytes,), 0xFF, dtype=torch.uint8)
@@ -122,7 +98,7 @@ def run(plan: LaunchPlan, values: dict[str, Tensor]) -> None:
 def check(case: Case) -> dict[str, float]:
     """Relative errors of the outputs."""
     name = "mlp" if "pivot" in case.kind else "dit"
-    denoiser, stored = make(name)
+    denoiser, stored = make_denoiser(CONFIG, name)
     sizes = DenoiserSizes(name=name, width=256, depth=2, hidden=256 if name == "mlp" else 512)
     weights = denoiser_weights(sizes, lambda tensor: stored[tensor].numpy())
     values = {tensor: torch.from_numpy(array) for tensor, array in weights.items()}

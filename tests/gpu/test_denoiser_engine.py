@@ -1,0 +1,118 @@
+"""Hi-MAR's denoisers by the compiled kernels on a GPU, against PyTorch in float32.
+
+    python -m pytest tests/gpu/test_denoiser_engine.py -v -rs
+
+needs the built plugin library, `cuda.bindings`, and an H100 (the library holds these kernels for
+compute capability 9.0).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from hmar.config import HIMAR_PRESETS
+from hmar.diffusion_head import guided_noise
+from plugins_trt.loader import PluginError, open_library
+from runtime.backends.cuda import CudaDevice
+from runtime.backends.device_values import BufferPool, DeviceValue
+from runtime.backends.kernel_library import KernelLibrary
+from runtime.backends.planned_engine import DeviceArrays, PlannedEngine
+from runtime.bundle import Kind
+from runtime.denoiser_plan import DenoiserSizes, denoiser_weights, plan_denoiser
+from runtime.errors import BackendUnavailableError
+from tests.denoisers import make_denoiser
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        importlib.util.find_spec("cuda") is None
+        or importlib.util.find_spec("cuda.bindings") is None,
+        reason="no cuda.bindings: pip install cuda-bindings",
+    ),
+]
+
+BASE = HIMAR_PRESETS["himar-base-256"]
+TIMESTEP, WEIGHT = 437, 2.5
+RMS = 4e-3  # float16 through six blocks
+CASES: list[tuple[Kind, int, int]] = [
+    ("denoise_pivot", 1, 3), ("denoise_pivot", 32, 2), ("denoise_pivot", 7, 1),
+    ("denoise_pivot_unguided", 5, 3), ("denoise_dense", 1, 256), ("denoise_dense", 3, 256),
+    ("denoise_dense_unguided", 9, 256),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[CudaDevice]:
+    device = CudaDevice()
+    yield device
+    device.close()
+
+
+@pytest.fixture(scope="module")
+def kernels(device: CudaDevice) -> KernelLibrary:
+    try:
+        return KernelLibrary(open_library("trt").path, "transformer", device.gpu)
+    except (PluginError, BackendUnavailableError) as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(("kind", "images", "length"), CASES)
+def test_noise_is_that_of_pytorch(
+    device: CudaDevice, kernels: KernelLibrary, kind: Kind, images: int, length: int
+) -> None:
+    name: Literal["mlp", "dit"] = "mlp" if "pivot" in kind else "dit"
+    width, depth = (BASE.mlp_width, BASE.mlp_depth) if name == "mlp" else (BASE.dit_width, 6)
+    sizes = DenoiserSizes(
+        name=name, width=width, depth=depth, hidden=width if name == "mlp" else 4 * width
+    )
+    denoiser, stored = make_denoiser(BASE, name)
+    halves = 1 if kind.endswith("_unguided") else 2
+    dims = {"B": images, "2B": 2 * images, "n": length}
+    plan = plan_denoiser(sizes, kind, dims, length, kernels.table)
+    arrays = denoiser_weights(sizes, lambda tensor: stored[tensor].numpy())
+    weights = DeviceArrays(device, arrays, 4 * plan.num_arrivals)
+    engine = PlannedEngine(kernels, device, [dims], [plan], weights, weights.nbytes)
+    g = torch.Generator().manual_seed(images)
+    x = torch.randn((images, length, 16), generator=g)
+    cond = torch.randn((halves * images, length, width), generator=g).half()
+    pool = BufferPool(device)
+
+    def upload(array: np.ndarray) -> DeviceValue:
+        value = DeviceValue.empty(array.dtype.name, array.shape, pool)
+        device.upload(value.buffer.address, np.ascontiguousarray(array))
+        return value
+
+    values = {
+        "x": upload(x.numpy()),
+        "head_cond": upload(cond.numpy()),
+        "timestep": upload(np.array([TIMESTEP], np.int32)),
+        "scale": upload(np.array([WEIGHT], np.float32)),
+        "noise": upload(np.full(x.shape, np.nan, np.float32)),
+        "variance": upload(np.full(x.shape, np.nan, np.float32)),
+    }
+    scratch = upload(np.full(plan.nbytes, 0xFF, np.uint8))
+    addresses = {key: value.buffer.address for key, value in values.items()}
+    shapes = {key: value.shape for key, value in values.items()}
+    denoiser, time = denoiser.cuda(), torch.tensor([TIMESTEP], device="cuda")
+    with torch.inference_mode():
+        arguments = x.cuda(), denoiser.time(time), cond.cuda().float()
+        expected = (
+            guided_noise(denoiser, *arguments, WEIGHT) if halves == 2 else denoiser(*arguments)
+        ).cpu()
+    for _ in range(2):  # the second call finds counters and scratch memory as the first left them
+        engine.execute(0, shapes, addresses, scratch.buffer.address, device.stream)
+        ours = torch.from_numpy(values["noise"].numpy(device))
+        error = float((ours - expected[..., :16]).norm() / expected[..., :16].norm())
+        assert error < RMS
+        if name == "mlp":
+            ours = torch.from_numpy(values["variance"].numpy(device))
+            error = float((ours - expected[..., 16:]).norm() / expected[..., 16:].norm())
+            assert error < RMS
+    engine.close()
+    pool.close()
