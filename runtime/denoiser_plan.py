@@ -85,13 +85,14 @@ def denoiser_weights(
     own = ("norm", "fc1", "fc2") if name == "mlp" else ("qkv", "proj", "fc1", "fc2")
     names = [f"{name}.input", f"{name}.final", *(f"{b}.{part}" for b in layers for part in own)]
     arrays = {f"{n}.{part}": read(f"{n}.{part}") for n in names for part in ("weight", "bias")}
+    arrays[f"{name}.final.weight"] = arrays[f"{name}.final.weight"].T
     arrays[f"{name}.time"] = read(f"{name}.time")
     if name == "dit":
         arrays["dit.pos"] = read("dit.pos")
     for part in ("weight", "bias"):
         parts = [read(f"{layer}.ada.{part}") for layer in (*layers, f"{name}.final")]
         arrays[f"{name}.ada.{part}"] = np.concatenate(parts, axis=-1)
-    return arrays
+    return {tensor: np.ascontiguousarray(array) for tensor, array in arrays.items()}
 
 
 def plan_denoiser(
@@ -186,7 +187,7 @@ class _Planner(LayerPlanner):
     def _noise(self, halves: int) -> None:
         name, depth = self._sizes.name, self._sizes.depth
         positions = self.rows // halves
-        kernel, entry = self.select(f"{name}_noise{'_guided' if halves == 2 else ''}", positions)
+        kernel, _ = self.select(f"{name}_noise{'_guided' if halves == 2 else ''}", positions)
         places = {
             "x": self.stream,
             "ada": self._ada.place,
@@ -198,7 +199,7 @@ class _Planner(LayerPlanner):
         }
         self.add(
             kernel,
-            (blocks(positions, entry["constants"]["BLOCK_M"]),),
+            (positions,),
             places,
             positions=positions,
             width=self.width,

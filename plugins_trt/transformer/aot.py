@@ -16,7 +16,7 @@ from plugins_trt.transformer.tiles import (
     EMBED_TILE,
     LAYERS,
     NOISE_BLOCKS,
-    NOISE_TILE,
+    NOISE_DEPTH,
     NORM_BLOCKS,
     PROGRAMS,
     TILES,
@@ -150,15 +150,14 @@ def _denoiser_uses() -> Iterator[tuple[str, Unit, int, int]]:
     block = ACTIVATE_BLOCK
     activate = unit("activate", str(block), DENOISER_PARAMETERS, 4, BLOCK=block)
     yield "activate", activate, 0, 0
-    positions, depth = NOISE_TILE
-    for is_guided, guided in enumerate(("", "_guided")):
+    for halves, guided in ((1, ""), (2, "_guided")):
         for denoiser, blocks in NOISE_BLOCKS.items():
             for width, block in blocks.items():
-                of = {"CHANNELS": TOKEN_CHANNELS, "IS_GUIDED": is_guided}
+                of = {"CHANNELS": TOKEN_CHANNELS, "HALVES": halves}
                 of |= {"HAS_VARIANCE": int(denoiser == "mlp")}
-                of |= {"BLOCK_M": positions, "BLOCK": block, "BLOCK_K": depth}
+                of |= {"BLOCK": block, "BLOCK_K": NOISE_DEPTH}
                 name = f"{denoiser}{guided}_{block}"
-                noise = unit("noise", name, NOISE_PARAMETERS, block // 128, **of)
+                noise = unit("noise", name, NOISE_PARAMETERS, max(8, block // 128), **of)
                 yield f"{denoiser}_noise{guided}", noise, width, 0
 
 

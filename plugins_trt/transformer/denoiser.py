@@ -71,74 +71,59 @@ def activate_kernel(
 
 
 @triton.jit
-def _outputs(
-    x, ada, w_KO, row_M, is_row_M, width, ada_stride, scale_at, shift_at, eps,
-    OUT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Norm, modulation and product of some rows, in float32."""
-    offs, offs_K = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
-    x_M = x + row_M.to(tl.int64)[:, None] * width
-    is_value = is_row_M[:, None] & (offs < width)[None, :]
-    value = tl.load(x_M + offs[None, :], mask=is_value, other=0.0).to(tl.float32)
-    mean_M = tl.sum(value, axis=1) / width
-    value = tl.where(is_value, value - mean_M[:, None], 0.0)
-    inverse_M = 1.0 / tl.sqrt(tl.sum(value * value, axis=1) / width + eps)
-    ada_M = ada + row_M.to(tl.int64)[:, None] * ada_stride
-    acc_MO = tl.zeros([row_M.shape[0], OUT], tl.float32)
-    for start in range(0, width, BLOCK_K):
-        at_K = (start + offs_K)[None, :]
-        x_MK = tl.load(x_M + at_K, mask=is_row_M[:, None], other=0.0).to(tl.float32)
-        scale_MK = tl.load(ada_M + scale_at + at_K, mask=is_row_M[:, None], other=0.0)
-        shift_MK = tl.load(ada_M + shift_at + at_K, mask=is_row_M[:, None], other=0.0)
-        y_MK = (x_MK - mean_M[:, None]) * inverse_M[:, None]
-        y_MK = y_MK * (1.0 + scale_MK.to(tl.float32)) + shift_MK.to(tl.float32)
-        acc_MO = tl.dot(y_MK, tl.load(w_KO + start * OUT), acc=acc_MO, input_precision="tf32x3")
-    return acc_MO
-
-
-@triton.jit
 def noise_kernel(
     x, ada, weights, bias, guidance, noise, variance,
     positions, width, ada_stride, scale_at, shift_at, eps,
-    CHANNELS: tl.constexpr, IS_GUIDED: tl.constexpr, HAS_VARIANCE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAPS: tl.constexpr,
+    CHANNELS: tl.constexpr, HALVES: tl.constexpr, HAS_VARIANCE: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
-    """The last layer in float32: norm, modulation, linear layer; then guidance. Grid (blocks,).
+    """The last layer of a position in float32: norm, modulation, linear layer; then guidance.
+
+    Grid (positions,).
 
     Args:
-        x: (rows, width).
+        x: (rows, width), rows being HALVES times positions.
         ada: modulation vectors of the rows, `ada_stride` values apart, at `scale_at` and
             `shift_at`.
-        weights: (width, CHANNELS) float32; with HAS_VARIANCE (width, 2 * CHANNELS).
-        bias: of the weights' columns, float32.
-        guidance: (1,) float32, read with IS_GUIDED: noise is unguided + guidance * (conditional -
+        weights: (CHANNELS, width) float32; with HAS_VARIANCE (2 * CHANNELS, width).
+        bias: of the weights' rows, float32.
+        guidance: (1,) float32, read if HALVES is 2: noise is unguided + guidance * (conditional -
             unguided).
         noise: (positions, CHANNELS) float32.
         variance: (positions, CHANNELS) float32, written with HAS_VARIANCE: of the condition.
-        width: a multiple of BLOCK_K.
         BLOCK: power of two, at least `width`.
+        BLOCK_K: values of a row that are multiplied at once; divides BLOCK.
     """
     OUT: tl.constexpr = CHANNELS * (2 if HAS_VARIANCE else 1)
-    offs_O = tl.arange(0, OUT)
-    position_M = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    is_row_M = position_M < positions
-    w_KO = weights + tl.arange(0, BLOCK_K)[:, None] * OUT + offs_O[None, :]
-    bias_O = tl.load(bias + offs_O)[None, :]
+    position = tl.program_id(0).to(tl.int64)
+    offs_H, offs_O, offs_K = tl.arange(0, HALVES), tl.arange(0, OUT), tl.arange(0, BLOCK_K)
+    row_H1 = (position + offs_H * positions)[:, None]
+    bias_O = tl.load(bias + offs_O)
     _begin(OVERLAPS)
     _end(OVERLAPS)
-    out_MO = bias_O + _outputs(
-        x, ada, w_KO, position_M, is_row_M, width, ada_stride, scale_at, shift_at, eps,
-        OUT, BLOCK, BLOCK_K,
-    )  # fmt: skip
-    place_MO = position_M[:, None] * CHANNELS + offs_O[None, :] % CHANNELS
-    is_noise_MO = is_row_M[:, None] & (offs_O < CHANNELS)[None, :]
+    at_1W = tl.arange(0, BLOCK)[None, :]
+    x_HW = tl.load(x + row_H1 * width + at_1W, mask=at_1W < width, other=0.0).to(tl.float32)
+    mean_H1 = (tl.sum(x_HW, axis=1) / width)[:, None]
+    x_HW = tl.where(at_1W < width, x_HW - mean_H1, 0.0)
+    inverse_H1 = (1.0 / tl.sqrt(tl.sum(x_HW * x_HW, axis=1) / width + eps))[:, None]
+    acc_HOK = tl.zeros([HALVES, OUT, BLOCK_K], tl.float32)
+    for start in tl.static_range(0, BLOCK, BLOCK_K):
+        at_1K = (start + offs_K)[None, :]
+        is_value_1K = at_1K < width
+        w_OK = tl.load(weights + offs_O[:, None] * width + at_1K, mask=is_value_1K, other=0.0)
+        y_HK = tl.load(x + row_H1 * width + at_1K, mask=is_value_1K, other=0.0).to(tl.float32)
+        ada_HK = ada + row_H1 * ada_stride + at_1K
+        scale_HK = tl.load(ada_HK + scale_at, mask=is_value_1K, other=0.0).to(tl.float32)
+        shift_HK = tl.load(ada_HK + shift_at, mask=is_value_1K, other=0.0).to(tl.float32)
+        y_HK = (y_HK - mean_H1) * inverse_H1 * (1.0 + scale_HK) + shift_HK
+        acc_HOK += w_OK[None, :, :] * y_HK[:, None, :]
+    out_HO = tl.sum(acc_HOK, axis=2) + bias_O[None, :]
+    is_cond_H1 = (offs_H == 0)[:, None]
+    out_O = tl.sum(tl.where(is_cond_H1, out_HO, 0.0), axis=0)
+    place_O = position * CHANNELS + offs_O % CHANNELS
     if HAS_VARIANCE:
-        is_variance_MO = is_row_M[:, None] & (offs_O >= CHANNELS)[None, :]
-        tl.store(variance + place_MO, out_MO, mask=is_variance_MO)
-    if IS_GUIDED:
-        unguided_MO = bias_O + _outputs(
-            x, ada, w_KO, positions + position_M, is_row_M, width, ada_stride, scale_at, shift_at,
-            eps, OUT, BLOCK, BLOCK_K,
-        )  # fmt: skip
-        out_MO = unguided_MO + tl.load(guidance) * (out_MO - unguided_MO)
-    tl.store(noise + place_MO, out_MO, mask=is_noise_MO)
+        tl.store(variance + place_O, out_O, mask=offs_O >= CHANNELS)
+    if HALVES == 2:
+        unguided_O = tl.sum(tl.where(is_cond_H1, 0.0, out_HO), axis=0)
+        out_O = unguided_O + tl.load(guidance) * (out_O - unguided_O)
+    tl.store(noise + place_O, out_O, mask=offs_O < CHANNELS)

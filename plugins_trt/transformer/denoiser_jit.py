@@ -6,7 +6,7 @@ import triton
 from torch import Tensor
 
 from plugins_trt.transformer import denoiser
-from plugins_trt.transformer.tiles import ACTIVATE_BLOCK, EMBED_TILE, NOISE_TILE
+from plugins_trt.transformer.tiles import ACTIVATE_BLOCK, EMBED_TILE, NOISE_DEPTH
 
 
 def embed(
@@ -46,7 +46,7 @@ def activate(cond_RW: Tensor, times_TW: Tensor, timestep: Tensor, out_tRW: Tenso
 def noise(
     x_RW: Tensor,
     ada_RA: Tensor,
-    weights_WO: Tensor,
+    weights_OW: Tensor,
     bias_O: Tensor,
     guidance: Tensor | None,
     noise_PC: Tensor,
@@ -58,11 +58,10 @@ def noise(
 ) -> Tensor:
     """The last layer, into `noise_PC` and `variance_PC`; guided if `guidance` is given."""
     (P, channels), W = noise_PC.shape, x_RW.shape[1]
-    rows, depth = NOISE_TILE
-    denoiser.noise_kernel[(-(-P // rows),)](
+    denoiser.noise_kernel[(P,)](
         x_RW,
         ada_RA,
-        weights_WO,
+        weights_OW,
         bias_O,
         bias_O if guidance is None else guidance,
         noise_PC,
@@ -74,11 +73,10 @@ def noise(
         shift_at,
         eps,
         CHANNELS=channels,
-        IS_GUIDED=guidance is not None,
+        HALVES=1 if guidance is None else 2,
         HAS_VARIANCE=variance_PC is not None,
-        BLOCK_M=rows,
         BLOCK=triton.next_power_of_2(W),
-        BLOCK_K=depth,
+        BLOCK_K=NOISE_DEPTH,
         OVERLAPS=False,
     )
     return noise_PC

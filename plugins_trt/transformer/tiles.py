@@ -149,6 +149,6 @@ ATTENTION_TILES = {
 
 EMBED_TILE = (16, 64)  # rows and columns
 ACTIVATE_BLOCK = 1024
-NOISE_TILE = (16, 64)  # positions, and values of a row in one step of the product
+NOISE_DEPTH = 256  # values of a row in one step of the product
 NOISE_BLOCKS = {"dit": {0: 512, 513: 1024}, "mlp": {0: 1024, 1025: 2048}}
 """Values of a row that a program of `noise_kernel` holds, by denoiser and width from which on."""
