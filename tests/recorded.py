@@ -35,12 +35,18 @@ def samplings(bundle: Bundle) -> list[SamplingConfig]:
     ]
 
 
+def make_recorded_bundle(folder: Path, bundle: Path) -> Path:
+    """A linked bundle with recordings of all these settings."""
+    linked = linked_bundle(folder, bundle)
+    record_on_host(linked, HostLibrary(linked), samplings(linked))
+    return folder
+
+
 def record_on_host(
     bundle: Bundle,
     library: HostLibrary,
     settings: Sequence[SamplingConfig],
     *,
-    gpu: str = GPU,
     force: bool = False,
 ) -> RecordingFolder:
     """Recordings for both batches, and the kernel tables in the folder `tables`."""
@@ -48,4 +54,4 @@ def record_on_host(
     tables.mkdir(exist_ok=True)
     for part in library.tables:
         (tables / f"{part}.json").write_text(library.text(part), encoding="utf-8")
-    return make_recordings(bundle, gpu, BATCHES, settings, library=library.library, force=force)
+    return make_recordings(bundle, GPU, BATCHES, settings, library=library.library, force=force)

@@ -22,21 +22,17 @@ from tests.cpp_gpu import FakeGpu
 from tests.cpp_runtime import CppSession, Library, StatusError
 from tests.host_device import HostDevice
 from tests.host_library import HostLibrary
-from tests.recorded import BATCHES, linked_bundle, record_on_host, samplings
+from tests.recorded import BATCHES
 
 
 @pytest.fixture(scope="module")
-def host(tiny_fp16_bundle: Path) -> HostLibrary:
-    return HostLibrary(Bundle.open(tiny_fp16_bundle))
+def bundle(recorded_bundle: Path) -> Bundle:
+    return Bundle.open(recorded_bundle)
 
 
 @pytest.fixture(scope="module")
-def bundle(
-    tmp_path_factory: pytest.TempPathFactory, tiny_fp16_bundle: Path, host: HostLibrary
-) -> Bundle:
-    bundle = linked_bundle(tmp_path_factory.mktemp("cpp-gpu") / "bundle", tiny_fp16_bundle)
-    record_on_host(bundle, host, samplings(bundle))
-    return bundle
+def host(bundle: Bundle) -> HostLibrary:
+    return HostLibrary(bundle)
 
 
 @pytest.fixture(scope="module")
