@@ -15,14 +15,6 @@ constexpr const char* kRecordAgain =
 
 using Sizes = std::vector<uint64_t>;  // of buffers, by their numbers
 
-Json read_json(const std::string& json, const std::string& source) {
-    try {
-        return Json::parse(json);
-    } catch (const Json::exception& error) {
-        throw Error(HMAR_INVALID_BUNDLE, text(source, ": not JSON (", error.what(), ")", kRecordAgain));
-    }
-}
-
 // A list of so many items.
 const Json& items(const Record& record, const Json& value, const char* name, size_t count) {
     if (!value.is_array() || value.size() != count) {
@@ -271,13 +263,13 @@ auto with_source(const std::string& source, Read read) {
 
 RecordingIndex parse_recording_index(const std::string& json, const std::string& source,
                                      const Manifest& manifest) {
-    const Json data = read_json(json, source);
+    const Json data = parse_json(json, source);
     return with_source(source, [&] { return read_recording_index(data, manifest); });
 }
 
 Recording parse_recording(const std::string& json, const std::string& source, const Manifest& manifest,
                           const RecordingIndex& index, const RecordingEntry& entry) {
-    const Json data = read_json(json, source);
+    const Json data = parse_json(json, source);
     return with_source(source, [&] {
         Recording recording = read_recording(data, manifest, index);
         if (!(recording.plan == entry.plan) || recording.scratch_nbytes != entry.scratch_nbytes) {

@@ -509,6 +509,7 @@ void test_damaged_files() {
     };
     const std::string index = copy.read("recordings.json"), data = copy.read("data.bin");
     rejects("recordings.json", index.substr(0, index.size() / 2), "not JSON");
+    rejects("recordings.json", std::string(1 << 20, '['), "nested too deeply");
     rejects("recordings.json", replaced(index, "\"format_version\": 1", "\"format_version\": 2"),
             "this release reads version 1");
     const std::string weights = Json::parse(index).at("weights_sha256");

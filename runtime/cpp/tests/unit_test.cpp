@@ -167,6 +167,7 @@ void test_manifest() {
     };
     for (const auto& [change, to, message] : cases)
         CHECK_THROWS(parse_manifest(manifest(change, to), "m"), Error, message);
+    CHECK_THROWS(parse_manifest(std::string(1 << 20, '['), "m"), Error, "m: nested too deeply");
     CHECK(parse_class_names("[\"cat\", \"dog\"]", "c", 2)[1] == "dog");
     CHECK_THROWS(parse_class_names("[\"cat\", \"cat\"]", "c", 2), Error, "expected 2 different names");
     CHECK_THROWS(parse_class_names("[1, 2]", "c", 2), Error, "expected a JSON list");
