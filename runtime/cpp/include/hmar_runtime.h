@@ -68,7 +68,7 @@ HMAR_API void hmar_error_free(hmar_error* error);
 /** Which files are compared with the manifest's SHA-256 when a bundle is opened. Sizes are always checked. */
 typedef enum hmar_check {
     HMAR_CHECK_ALL = 0,
-    HMAR_CHECK_ALL_BUT_WEIGHTS = 1, /**< hashing takes some seconds per GB */
+    HMAR_CHECK_ALL_BUT_WEIGHTS = 1, /**< hashing takes a second per GB, or some */
     HMAR_CHECK_SIZES = 2
 } hmar_check;
 

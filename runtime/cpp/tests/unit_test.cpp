@@ -11,6 +11,7 @@
 #include "philox.h"
 #include "sampler.h"
 #include "sha256.h"
+#include "sha256_x86.h"
 
 using namespace hmar::core;
 
@@ -28,18 +29,21 @@ void test_philox() {
     }
 }
 
-std::string sha256_of(const std::string& data, size_t step) {
-    Sha256 sha256;
+std::string sha256_of(const std::string& data, size_t step, bool by_instructions) {
+    Sha256 sha256(by_instructions);
     for (size_t i = 0; i < data.size(); i += step) sha256.update(&data[i], std::min(step, data.size() - i));
     return sha256.hex();
 }
 
-void test_sha256() {
-    CHECK(sha256_of("", 1) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-    CHECK(sha256_of("abc", 1) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+void test_sha256(bool by_instructions) {
+    const auto digest = [&](const std::string& data, size_t step) {
+        return sha256_of(data, step, by_instructions);
+    };
+    CHECK(digest("", 1) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    CHECK(digest("abc", 1) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     const std::string million(1000000, 'a');
     for (const size_t step : {size_t{1000000}, size_t{63}, size_t{128}}) {
-        CHECK(sha256_of(million, step) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+        CHECK(digest(million, step) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
     }
 }
 
@@ -178,7 +182,8 @@ void test_manifest() {
 
 int main() {
     test_philox();
-    test_sha256();
+    test_sha256(false);
+    if (has_sha_instructions()) test_sha256(true);
     test_schedule();
     test_given_draws();
     test_sampler();
