@@ -25,13 +25,15 @@ def linked_bundle(folder: Path, bundle: Path) -> Bundle:
 
 
 def samplings(bundle: Bundle) -> list[SamplingConfig]:
-    """The bundle's defaults, without masked passes, and with guided ones."""
+    """The bundle's defaults, without masked passes, with guided ones, and more than are kept."""
     published = SamplingConfig.defaults(bundle.manifest)
     schedule = ((1,), (1, 1, 2), (1, 3, 3), (9, 4, 2, 1))
+    others = [((1,), (1, n), (), ()) for n in (1, 2, 3)]
     return [
         published,
         dataclasses.replace(published, mask_schedule=None),
         dataclasses.replace(published, mask_schedule=schedule, skip_guidance_below=0.0),
+        *(dataclasses.replace(published, mask_schedule=other) for other in others),
     ]
 
 

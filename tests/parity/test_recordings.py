@@ -170,7 +170,7 @@ def test_what_fits_is_kept(
     assert record_on_host(own, library, published, force=True).index == made.index
     assert (made.folder / INDEX_FILE).stat().st_mtime_ns > before
     # more of them: all are made anew
-    assert len(record_on_host(own, library, samplings(own)).index.generations) == 6
+    assert len(record_on_host(own, library, samplings(own)).index.generations) == 12
 
 
 def test_other_bundles_are_refused(

@@ -310,6 +310,31 @@ void test_outputs_are_those_of_the_images(const hmar::Bundle& bundle) {
     fake.on_operation(note);
 }
 
+// --- more recordings than graphs are kept
+
+void test_graphs_are_bounded(const hmar::Bundle& bundle) {
+    constexpr int kGraphs = 8, kObjects = 2;  // a graph, and the memory that only it reads
+    const hmar::Session session(bundle, options());
+    const Json index = index_of(bundle_folder);
+    CHECK(index.at("generations").size() > kGraphs);
+    const int opened = fake.live();
+    for (int round = 0; round < 2; ++round) {
+        for (const Json& entry : index.at("generations")) {
+            const Json& plan = entry.at("plan");
+            hmar::Request request(bundle, std::vector<int32_t>(plan.at("batch").get<size_t>(), 1));
+            request.mask_schedule.clear();
+            if (!plan.at("schedule").is_null()) request.mask_schedule = plan.at("schedule");
+            if (plan.at("is_mask_guided").get<bool>()) request.skip_guidance_below = 0;
+            seen.clear();
+            session.generate(request);
+            const auto file = recordings(bundle_folder) / entry.at("file").get<std::string>();
+            check_operations(Json::parse(read_file(file)));
+        }
+    }
+    // besides the graphs: scratch memory, staging memory, and the modules of all parts
+    CHECK(fake.live() == opened + kGraphs * kObjects + 2 + int(std::size(kParts)));
+}
+
 // --- requests that no recording serves
 
 void test_refusals(const hmar::Bundle& bundle) {
@@ -641,6 +666,7 @@ int main(int argc, char**) {
         if (argc < 2) {
             test_operations_and_inputs(bundle);
             test_outputs_are_those_of_the_images(bundle);
+            test_graphs_are_bounded(bundle);
             test_refusals(bundle);
             test_what_does_not_fit(bundle);
             test_failing_calls(bundle);
