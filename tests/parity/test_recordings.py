@@ -37,6 +37,7 @@ from tests.host_device import HostDevice
 from tests.host_library import GPU, HostLibrary
 from tests.recorded import BATCHES, linked_bundle, record_on_host, samplings
 from tests.replay import Replay
+from tests.unit.runtime.manifests import himar_manifest
 
 
 @pytest.fixture(scope="module")
@@ -173,16 +174,15 @@ def test_what_fits_is_kept(
     assert len(record_on_host(own, library, samplings(own)).index.generations) == 12
 
 
-def test_other_bundles_are_refused(
-    tiny_bundle: Path, tiny_himar_bundle: Path, library: HostLibrary
-) -> None:
-    fp32 = Bundle.open(tiny_bundle)
-    with pytest.raises(BackendUnavailableError, match="compute in float16"):
-        make_recordings(
-            fp32, GPU, (1,), [SamplingConfig.defaults(fp32.manifest)], library=library.library
-        )
-    with pytest.raises(BackendUnavailableError, match="another family"):
-        make_recordings(Bundle.open(tiny_himar_bundle), GPU, (1,), [], library=library.library)
+def test_other_bundles_are_refused(bundle: Bundle, library: HostLibrary, tmp_path: Path) -> None:
+    own = linked_bundle(tmp_path / "bundle", bundle.folder)
+    published = [SamplingConfig.defaults(bundle.manifest)]
+    fp32 = Bundle(own.folder, dataclasses.replace(own.manifest, precision="fp32"))
+    himar = Bundle(own.folder, himar_manifest(precision="fp16"))
+    for other, message in ((fp32, "compute in float16"), (himar, "another family")):
+        with pytest.raises(BackendUnavailableError, match=message):
+            make_recordings(other, GPU, (1,), published, library=library.library)
+    assert not list((own.folder / "engines").glob("*"))  # nor parts of them
 
 
 def test_what_has_changed_is_named(
