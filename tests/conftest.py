@@ -18,6 +18,7 @@ from tests.cases import make_bundle
 from tests.golden_data import Case
 from tests.himar_checkpoints import make_himar_bundle
 from tests.plugin_build import PluginBuild, build_ort, finish_plugins, start_plugins
+from tests.recorded import make_recorded_bundle
 from tests.tensorrt_build import rtx_version
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -122,6 +123,16 @@ def tiny_pipeline(tiny_bundle: Path) -> Iterator[Pipeline]:
 @pytest.fixture(scope="session")
 def tiny_fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shared_tiny_bundle(tmp_path_factory, "fp16")
+
+
+@pytest.fixture(scope="session")
+def recorded_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_fp16_bundle: Path) -> Path:
+    """The same with recordings for the kernels of `tests.host_library`."""
+    return shared_bundle(
+        tmp_path_factory,
+        "tiny-recorded",
+        lambda folder: make_recorded_bundle(folder / "bundle", tiny_fp16_bundle),
+    )
 
 
 @pytest.fixture(scope="session")

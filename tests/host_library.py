@@ -14,12 +14,13 @@ import pytest
 from runtime.backends.kernel_library import Part
 from runtime.backends.recordings import Library
 from runtime.bundle import Bundle
-from runtime.decoder_plan import read_sizes
+from runtime.decoder_plan import plan_decoder, read_sizes
 from runtime.launches import KernelTable
 from tests import host_decoder, host_glue, host_transformer
 from tests.host_device import HostKernels
 
 GPU = "sm90"
+BATCHES = (1, 2, 3)  # that a bundle is run with
 RANKS = {
     ("decoder", "conv"): 3, ("decoder", "attention"): 3,
     ("glue", "modulation"): 3, ("glue", "shared_modulation"): 3,
@@ -60,7 +61,7 @@ class HostLibrary:
                 f"{function}{block}": {"function": function, "block": block}
                 for function, block in SAMPLING_BLOCKS.items()
             },
-            "decoder": dict(host_decoder.host_table(read_sizes(bundle.manifest))),
+            "decoder": _decoder_table(bundle),
             "transformer": dict(host_transformer.host_table()),
             "glue": dict(host_glue.host_table(bundle.manifest.hmar.latent_channels)),
         }
@@ -113,6 +114,14 @@ class HostLibrary:
             taken = set(given) - {"global_scratch", "profile_scratch"}
         assert not any(value for name, value in given.items() if name not in taken)
         kernels.launch(name, grid[:rank], stream, {n: v for n, v in given.items() if n in taken})
+
+
+def _decoder_table(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """The kernels that the bundle's decoder asks for, of the many that there are."""
+    sizes = read_sizes(bundle.manifest)
+    table = host_decoder.host_table(sizes)
+    used = {step.kernel for batch in BATCHES for step in plan_decoder(sizes, batch, table).steps}
+    return {name: dict(table[name]) for name in sorted(used)}
 
 
 def _parameters(part: Part) -> dict[str, dict[str, str]]:

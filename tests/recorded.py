@@ -25,14 +25,23 @@ def linked_bundle(folder: Path, bundle: Path) -> Bundle:
 
 
 def samplings(bundle: Bundle) -> list[SamplingConfig]:
-    """The bundle's defaults, without masked passes, and with guided ones."""
+    """The bundle's defaults, without masked passes, with guided ones, and more than are kept."""
     published = SamplingConfig.defaults(bundle.manifest)
     schedule = ((1,), (1, 1, 2), (1, 3, 3), (9, 4, 2, 1))
+    others = [((1,), (1, n), (), ()) for n in (1, 2, 3)]
     return [
         published,
         dataclasses.replace(published, mask_schedule=None),
         dataclasses.replace(published, mask_schedule=schedule, skip_guidance_below=0.0),
+        *(dataclasses.replace(published, mask_schedule=other) for other in others),
     ]
+
+
+def make_recorded_bundle(folder: Path, bundle: Path) -> Path:
+    """A linked bundle with recordings of all these settings."""
+    linked = linked_bundle(folder, bundle)
+    record_on_host(linked, HostLibrary(linked), samplings(linked))
+    return folder
 
 
 def record_on_host(
@@ -40,7 +49,6 @@ def record_on_host(
     library: HostLibrary,
     settings: Sequence[SamplingConfig],
     *,
-    gpu: str = GPU,
     force: bool = False,
 ) -> RecordingFolder:
     """Recordings for both batches, and the kernel tables in the folder `tables`."""
@@ -48,4 +56,4 @@ def record_on_host(
     tables.mkdir(exist_ok=True)
     for part in library.tables:
         (tables / f"{part}.json").write_text(library.text(part), encoding="utf-8")
-    return make_recordings(bundle, gpu, BATCHES, settings, library=library.library, force=force)
+    return make_recordings(bundle, GPU, BATCHES, settings, library=library.library, force=force)

@@ -17,26 +17,22 @@ from runtime.backends.sampling_kernels import CudaSamplingKernels
 from runtime.backends.trt import TensorRTRunner
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig, SamplingConfig
-from tests.cpp_build import CppBuild, build_cpp
+from tests.cpp_build import CppBuild, build_cpp, call
 from tests.cpp_gpu import FakeGpu
 from tests.cpp_runtime import CppSession, Library, StatusError
 from tests.host_device import HostDevice
 from tests.host_library import HostLibrary
-from tests.recorded import BATCHES, linked_bundle, record_on_host, samplings
+from tests.recorded import BATCHES
 
 
 @pytest.fixture(scope="module")
-def host(tiny_fp16_bundle: Path) -> HostLibrary:
-    return HostLibrary(Bundle.open(tiny_fp16_bundle))
+def bundle(recorded_bundle: Path) -> Bundle:
+    return Bundle.open(recorded_bundle)
 
 
 @pytest.fixture(scope="module")
-def bundle(
-    tmp_path_factory: pytest.TempPathFactory, tiny_fp16_bundle: Path, host: HostLibrary
-) -> Bundle:
-    bundle = linked_bundle(tmp_path_factory.mktemp("cpp-gpu") / "bundle", tiny_fp16_bundle)
-    record_on_host(bundle, host, samplings(bundle))
-    return bundle
+def host(bundle: Bundle) -> HostLibrary:
+    return HostLibrary(bundle)
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +106,15 @@ def test_what_no_recording_serves_runs_on_onnxruntime(
         with pytest.raises(StatusError, match="no recording has this mask schedule") as raised:
             session.generate([4], seed=1, sampling=other)
     assert raised.value.status == "HMAR_UNSUPPORTED"
+
+
+def test_hmar_generate(build: CppBuild, bundle: Bundle, gpu: FakeGpu, tmp_path: Path) -> None:
+    out = tmp_path / "out.ppm"
+    printed = call(
+        str(build.generate_tool), "--bundle", str(bundle.folder), "--labels", "1,2",
+        "--out", str(out), "--backend", "gpu", "--plugins", str(gpu.plugins), "--repeat", "3",
+        env={"LD_LIBRARY_PATH": str(build.folder), "HMAR_TEST_RECORDED": str(bundle.folder)},
+    )  # fmt: skip
+    assert "2 images of 64 px" in printed and "on gpu (Fake GPU, sm90)" in printed
+    assert "3 generations: median" in printed
+    assert out.read_bytes().startswith(b"P6\n128 64\n255\n")

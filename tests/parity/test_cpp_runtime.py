@@ -26,7 +26,10 @@ from tests.trace_check import compare_trace
 
 TINY = Case("tiny")
 EXAMPLES = Path(__file__).resolve().parents[2] / "runtime" / "cpp" / "examples"
-SANITIZERS = {"address,undefined": "unit_test;himar_test;api_test", "thread": "api_test"}
+SANITIZERS = {
+    "address,undefined": "unit_test;himar_test;api_test;gpu_test",
+    "thread": "api_test;gpu_test",
+}
 """And the test programs that they look at."""
 
 
@@ -133,7 +136,7 @@ def test_wrong_use_is_answered(library: Library, session: CppSession, tmp_path: 
 
 
 @pytest.mark.parametrize("sanitizers", SANITIZERS)
-def test_under_sanitizers(sanitizers: str, tiny_bundle: Path) -> None:
+def test_under_sanitizers(sanitizers: str, tiny_bundle: Path, recorded_bundle: Path) -> None:
     build = build_cpp(
         f"cpp-{sanitizers.replace(',', '-')}",
         f"-DHMAR_SANITIZE={sanitizers}",
@@ -142,7 +145,7 @@ def test_under_sanitizers(sanitizers: str, tiny_bundle: Path) -> None:
         "-DCMAKE_BUILD_TYPE=None",  # compiling takes longer than running
         "-DCMAKE_CXX_FLAGS=-O0 -g1",
     )
-    build.test(tiny_bundle)
+    build.test(tiny_bundle, recorded_bundle)
 
 
 def test_the_installed_library_from_another_project(

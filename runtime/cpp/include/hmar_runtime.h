@@ -31,15 +31,16 @@ extern "C" {
 
 typedef enum hmar_status {
     HMAR_OK = 0,
-    HMAR_INVALID_HANDLE = 1,      /**< a handle is zero, closed or of another kind */
-    HMAR_INVALID_ARGUMENT = 2,    /**< a pointer, size or setting is wrong */
-    HMAR_INVALID_BUNDLE = 3,      /**< the manifest is missing, unreadable or inconsistent */
-    HMAR_CHECKSUM_MISMATCH = 4,   /**< a file of the bundle is missing or altered */
-    HMAR_UNSUPPORTED = 5,         /**< this library does not do that, for this bundle or at all */
-    HMAR_BACKEND_UNAVAILABLE = 6, /**< the inference library is missing or too old, or the GPU or its recordings are */
-    HMAR_BACKEND_FAILED = 7,      /**< the inference library or CUDA failed, or computed what cannot be used */
-    HMAR_CANCELLED = 8,           /**< ended by ::hmar_cancel_request */
-    HMAR_STOPPED = 9,             /**< ended by a callback that did not return 0 */
+    HMAR_INVALID_HANDLE = 1,    /**< a handle is zero, closed or of another kind */
+    HMAR_INVALID_ARGUMENT = 2,  /**< a pointer, size or setting is wrong */
+    HMAR_INVALID_BUNDLE = 3,    /**< the manifest is missing, unreadable or inconsistent */
+    HMAR_CHECKSUM_MISMATCH = 4, /**< a file of the bundle is missing or altered */
+    HMAR_UNSUPPORTED = 5,       /**< this library does not do that, for this bundle or at all */
+    HMAR_BACKEND_UNAVAILABLE =
+        6, /**< the inference library is missing or too old, or the GPU or its recordings are */
+    HMAR_BACKEND_FAILED = 7, /**< the inference library or CUDA failed, or computed what cannot be used */
+    HMAR_CANCELLED = 8,      /**< ended by ::hmar_cancel_request */
+    HMAR_STOPPED = 9,        /**< ended by a callback that did not return 0 */
     HMAR_OUT_OF_MEMORY = 10,
     HMAR_INTERNAL = 11 /**< a bug of this library */
 } hmar_status;
@@ -67,7 +68,7 @@ HMAR_API void hmar_error_free(hmar_error* error);
 /** Which files are compared with the manifest's SHA-256 when a bundle is opened. Sizes are always checked. */
 typedef enum hmar_check {
     HMAR_CHECK_ALL = 0,
-    HMAR_CHECK_ALL_BUT_WEIGHTS = 1, /**< hashing takes some seconds per GB */
+    HMAR_CHECK_ALL_BUT_WEIGHTS = 1, /**< hashing takes a second per GB, or some */
     HMAR_CHECK_SIZES = 2
 } hmar_check;
 
@@ -109,15 +110,19 @@ HMAR_API hmar_status hmar_bundle_close(hmar_bundle* bundle, hmar_error** error);
 
 /* --- sessions ---------------------------------------------------------------------------------------- */
 
+/**
+ * What runs a bundle.
+ *
+ * On a GPU that the bundle has recordings for, whole generations of HMAR are one CUDA graph each, on the
+ * first CUDA device. They need no ONNX Runtime. No recording serves requests with a callback, known tokens,
+ * other draws than a seed's, or a mask schedule that was not recorded, and none encodes.
+ */
 typedef enum hmar_backend {
-    HMAR_BACKEND_AUTO = 0, /**< the bundle's recordings where they run on this GPU, with ONNX Runtime for requests
-                              that none serves; else ONNX Runtime: CUDA where it offers that, else the CPU */
+    HMAR_BACKEND_AUTO = 0, /**< recordings where they run, with ONNX Runtime for what they do not serve; else
+                                ONNX Runtime: CUDA where it offers that, else the CPU */
     HMAR_BACKEND_ORT_CPU = 1,
     HMAR_BACKEND_ORT_CUDA = 2,
-    HMAR_BACKEND_GPU = 3 /**< the bundle's recordings alone: whole generations of HMAR, each one CUDA graph, on the
-                            first CUDA device. Needs no ONNX Runtime. A request that no recording serves, with a
-                            callback, known tokens, other draws than a seed's, or another schedule, is
-                            ::HMAR_UNSUPPORTED */
+    HMAR_BACKEND_GPU = 3 /**< recordings alone; what they do not serve is ::HMAR_UNSUPPORTED */
 } hmar_backend;
 
 /** Settings of a session. Zero is the default everywhere but in struct_size. */
@@ -130,17 +135,17 @@ typedef struct hmar_session_options {
     const char* plugins; /**< libhmar_plugins.so, whose kernels a GPU runs; NULL = as for library */
 } hmar_session_options;
 
-/** Opens a session on a bundle; `options` may be NULL. Graphs are loaded when they are first used, weights of a
- * GPU's recordings at once. */
+/** Opens a session on a bundle; `options` may be NULL. Graphs are loaded when they are first used, weights of
+ * a GPU's recordings at once. */
 HMAR_API hmar_status hmar_session_open(hmar_bundle bundle, const hmar_session_options* options,
                                        hmar_session* session, hmar_error** error);
 
-/** What runs the graphs, such as "ort-cpu (ONNX Runtime 1.31.1)" or "gpu (NVIDIA H100, sm90)". Lives until the
- * session is closed. */
+/** What runs the graphs, such as "ort-cpu (ONNX Runtime 1.31.1)" or "gpu (NVIDIA H100, sm90)". Lives until
+ * the session is closed. */
 HMAR_API hmar_status hmar_session_backend(hmar_session session, const char** name, hmar_error** error);
 
-/** Why ::HMAR_BACKEND_AUTO did not take a GPU's recordings; "" where it did, or had no choice. Lives until the
- * session is closed. */
+/** Why ::HMAR_BACKEND_AUTO did not take a GPU's recordings; "" where it did, or had no choice. Lives until
+ * the session is closed. */
 HMAR_API hmar_status hmar_session_why_not_gpu(hmar_session session, const char** reason, hmar_error** error);
 
 /** Closes a session and zeroes the caller's handle. */

@@ -177,7 +177,8 @@ hmar_status hmar_session_backend(hmar_session session, const char** name, hmar_e
 }
 
 hmar_status hmar_session_why_not_gpu(hmar_session session, const char** reason, hmar_error** error) {
-    return guarded(error, [&] { *required(reason, "reason") = sessions.find(session)->why_not_gpu().c_str(); });
+    return guarded(error,
+                   [&] { *required(reason, "reason") = sessions.find(session)->why_not_gpu().c_str(); });
 }
 
 hmar_status hmar_session_close(hmar_session* session, hmar_error** error) {

@@ -16,9 +16,10 @@ CudaDevice::CudaDevice() {
     int count = 0;
     if (started == kCuSuccess) check(api_.cuDeviceGetCount(&count), "number of devices");
     if (started != kCuSuccess || count == 0) {
-        throw Error(HMAR_BACKEND_UNAVAILABLE,
-                    text("no CUDA device (", started == kCuSuccess ? "cuDeviceGetCount: 0" : error_name(started),
-                         "); use a machine with one, or another backend"));
+        throw Error(
+            HMAR_BACKEND_UNAVAILABLE,
+            text("no CUDA device (", started == kCuSuccess ? "cuDeviceGetCount: 0" : error_name(started),
+                 "); use a machine with one, or another backend"));
     }
     check(api_.cuDeviceGet(&device_, 0), "first device");
     char name[kNameSize] = "";
@@ -51,8 +52,8 @@ void CudaDevice::load() {
     // never closed: the driver does not expect to be unloaded
     void* library = dlopen(kDriver, RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
-        throw Error(HMAR_BACKEND_UNAVAILABLE,
-                    text("no CUDA driver (", dlerror(), "); install NVIDIA's driver, or use another backend"));
+        throw Error(HMAR_BACKEND_UNAVAILABLE, text("no CUDA driver (", dlerror(),
+                                                   "); install NVIDIA's driver, or use another backend"));
     }
     const char* missing = nullptr;
 #define HMAR_LOAD(name, parameters)                                           \
@@ -61,8 +62,8 @@ void CudaDevice::load() {
     HMAR_CUDA_FUNCTIONS(HMAR_LOAD)
 #undef HMAR_LOAD
     if (missing != nullptr) {
-        throw Error(HMAR_BACKEND_UNAVAILABLE, text(kDriver, " has no ", missing,
-                                                   "; a driver for CUDA 12 or newer is needed"));
+        throw Error(HMAR_BACKEND_UNAVAILABLE,
+                    text(kDriver, " has no ", missing, "; a driver for CUDA 12 or newer is needed"));
     }
 }
 
@@ -75,8 +76,9 @@ std::string CudaDevice::error_name(CuResult result) const {
 void CudaDevice::check(CuResult result, const std::string& what) const {
     if (result == kCuSuccess) return;
     if (result == kCuOutOfMemory) {
-        throw Error(HMAR_OUT_OF_MEMORY, text("GPU: ", what, ": ", error_name(result), "; ", memory(),
-                                             "; ask for fewer images, use a smaller max_batch, or free memory"));
+        throw Error(HMAR_OUT_OF_MEMORY,
+                    text("GPU: ", what, ": ", error_name(result), "; ", memory(),
+                         "; ask for fewer images, use a smaller max_batch, or free memory"));
     }
     throw Error(HMAR_BACKEND_FAILED, text("GPU: ", what, ": ", error_name(result)));
 }
@@ -88,7 +90,8 @@ std::string CudaDevice::memory() const {
 }
 
 void CudaDevice::copy_in(CuPointer target, const void* source, size_t nbytes) const {
-    check(api_.cuMemcpyHtoDAsync_v2(target, source, nbytes, stream_), text("copy of ", nbytes, " bytes to it"));
+    check(api_.cuMemcpyHtoDAsync_v2(target, source, nbytes, stream_),
+          text("copy of ", nbytes, " bytes to it"));
 }
 
 void CudaDevice::copy_out(void* target, CuPointer source, size_t nbytes) const {

@@ -14,7 +14,8 @@ size_t align(size_t nbytes) { return (nbytes + kAlignment - 1) / kAlignment * kA
 // Offsets of inputs in the staging memory, and where outputs begin.
 struct InputLayout {
     explicit InputLayout(size_t batch)
-        : images(settings + 3 * sizeof(double)), labels(images + batch * sizeof(uint64_t)),
+        : images(settings + 3 * sizeof(double)),
+          labels(images + batch * sizeof(uint64_t)),
           end(align(labels + 2 * batch * sizeof(int32_t))) {}
 
     const size_t seed = 0, settings = sizeof(uint64_t), images, labels, end;
@@ -25,7 +26,9 @@ struct InputLayout {
 // A CUDA graph of a recording, with the memory that only it reads.
 struct GpuGenerations::Captured {
     Captured(const CudaDevice& device, const RecordingEntry& entry, Recording recorded)
-        : device(device), entry(entry), recording(std::move(recorded)),
+        : device(device),
+          entry(entry),
+          recording(std::move(recorded)),
           constants(device, recording.constants.nbytes) {}
     ~Captured() {
         if (graph != nullptr) device.api().cuGraphExecDestroy(graph);
@@ -52,7 +55,8 @@ class LaunchArguments {
   public:
     // `address` gives that of a pointer.
     template <typename Address>
-    LaunchArguments(const RecordedLaunch& launch, const Kernel& kernel, const std::string& name, Address address)
+    LaunchArguments(const RecordedLaunch& launch, const Kernel& kernel, const std::string& name,
+                    Address address)
         : slots_(launch.arguments.size()), pointers_(launch.arguments.size()) {
         const std::vector<ParameterKind>& kinds = kernel.entry->parameters;
         if (kinds.size() != launch.arguments.size()) {
@@ -98,7 +102,7 @@ class LaunchArguments {
 };
 
 void launch_kernel(const CudaDevice& device, const Kernel& kernel, const std::string& name,
-            const std::array<unsigned, 3>& grid, void** arguments) {
+                   const std::array<unsigned, 3>& grid, void** arguments) {
     CuLaunchAttribute overlap{kCuProgrammaticSerialization, {}, {}};
     overlap.value.allowed = 1;
     const CuLaunchConfig config{grid[0],
@@ -176,9 +180,11 @@ void GpuGenerations::fill(const DeviceMemory& memory, const BufferContents& cont
     for (const RecordedPiece& piece : contents.pieces) {
         const MappedFile& file = piece.is_of_weights ? weights_file_ : data;
         if (piece.offset + piece.nbytes > file.nbytes()) {
-            throw Error(HMAR_CHECKSUM_MISMATCH, "a file of the bundle has been cut short since it was opened");
+            throw Error(HMAR_CHECKSUM_MISMATCH,
+                        "a file of the bundle has been cut short since it was opened");
         }
-        if (piece.nbytes > 0) device_.copy_in(memory.address() + piece.at, file.data() + piece.offset, piece.nbytes);
+        if (piece.nbytes > 0)
+            device_.copy_in(memory.address() + piece.at, file.data() + piece.offset, piece.nbytes);
     }
 }
 
@@ -195,7 +201,8 @@ std::string GpuGenerations::refusal(const HmarRequest& request) const {
         return "a generation at once draws by its seed alone (HMAR_DRAWS_SEED)";
     }
     if (recordings(request).empty()) {
-        return "no recording has this mask schedule and these guided passes (other cfg or skip_guidance_below "
+        return "no recording has this mask schedule and these guided passes (other cfg or "
+               "skip_guidance_below "
                "may guide others); record it with scripts/build_engines.py --record-schedules";
     }
     return "";
@@ -258,7 +265,8 @@ std::unique_ptr<GpuGenerations::Captured> GpuGenerations::capture(const Recordin
             const auto& launched = std::get<RecordedLaunch>(operation);
             const Kernel& kernel = *kernels[size_t(launched.kernel)];
             const std::string& name = recording.kernels[size_t(launched.kernel)].second;
-            launch_kernel(device_, kernel, name, launched.grid, LaunchArguments(launched, kernel, name, address).data());
+            launch_kernel(device_, kernel, name, launched.grid,
+                          LaunchArguments(launched, kernel, name, address).data());
         }
     };
     const CudaApi& api = device_.api();
@@ -283,7 +291,8 @@ std::unique_ptr<GpuGenerations::Captured> GpuGenerations::capture(const Recordin
 void GpuGenerations::run_part(Captured& captured, const HmarRequest& request, const HmarOutput& output,
                               Part part) {
     const Recording& recording = captured.recording;
-    size_t nbytes = InputLayout(captured.batch()).end + align(recording.pixels.nbytes) + align(recording.image.nbytes);
+    size_t nbytes =
+        InputLayout(captured.batch()).end + align(recording.pixels.nbytes) + align(recording.image.nbytes);
     for (const BufferPlace& place : recording.tokens) nbytes += align(place.nbytes);
     if (staging_ == nullptr || staging_->nbytes() < nbytes) {
         staging_.reset();
@@ -343,7 +352,8 @@ void GpuGenerations::read_outputs(const Captured& captured, const HmarOutput& ou
     }
     device_.wait();
     if (pixels != nullptr) std::memcpy(output.pixels + part.first * size, pixels, part.count * size);
-    if (image != nullptr) std::memcpy(output.image + part.first * size, image, part.count * size * sizeof(float));
+    if (image != nullptr)
+        std::memcpy(output.image + part.first * size, image, part.count * size * sizeof(float));
     for (size_t k = 0; k < tokens.size(); ++k) {
         const size_t length = model.length(int(k));
         for (size_t b = 0; b < part.count; ++b) {

@@ -12,7 +12,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kEngines = "engines";
-constexpr const char* kHowToRecord = "make them with scripts/build_engines.py --only-recordings --gpu GPU --batch B,B,..";
+constexpr const char* kHowToRecord =
+    "make them with scripts/build_engines.py --only-recordings --gpu GPU --batch B,B,..";
 
 // Folders of recordings in a bundle, in the order of their names.
 std::vector<std::string> folders(const Bundle& bundle) {
@@ -21,7 +22,8 @@ std::vector<std::string> folders(const Bundle& bundle) {
     const auto end = fs::directory_iterator();
     for (auto it = fs::directory_iterator(fs::path(bundle.folder()) / kEngines, error); !error && it != end;
          it.increment(error)) {
-        if (fs::is_regular_file(it->path() / kRecordingIndexFile, error)) found.push_back(it->path().string());
+        if (fs::is_regular_file(it->path() / kRecordingIndexFile, error))
+            found.push_back(it->path().string());
     }
     std::sort(found.begin(), found.end());
     return found;
@@ -72,7 +74,8 @@ PlannedWork planned_work(const RecordedPlan& plan, const ModelSpec& model) {
 }
 
 void GpuRecordings::check_any(const Bundle& bundle) {
-    if (folders(bundle).empty()) refuse(text(bundle.folder(), " has no recordings of generations; ", kHowToRecord));
+    if (folders(bundle).empty())
+        refuse(text(bundle.folder(), " has no recordings of generations; ", kHowToRecord));
 }
 
 GpuRecordings::GpuRecordings(std::shared_ptr<const Bundle> bundle, const KernelTables& tables,
@@ -93,7 +96,8 @@ GpuRecordings::GpuRecordings(std::shared_ptr<const Bundle> bundle, const KernelT
 
 void GpuRecordings::open(const std::string& folder, const KernelTables& tables, const std::string& gpu) {
     const Manifest& manifest = bundle_->manifest();
-    RecordingIndex index = parse_recording_index(read_text(folder + "/" + kRecordingIndexFile), kRecordingIndexFile, manifest);
+    RecordingIndex index =
+        parse_recording_index(read_text(folder + "/" + kRecordingIndexFile), kRecordingIndexFile, manifest);
     if (index.gpu != gpu) refuse(text("recorded for ", index.gpu, ", this GPU is ", gpu));
     if (index.weights_sha256 != manifest.weights.sha256) {
         refuse("recorded from other weights than the bundle now holds");
@@ -108,9 +112,9 @@ void GpuRecordings::open(const std::string& folder, const KernelTables& tables, 
     }
     folder_ = folder;
     const MappedFile data(folder + "/" + index.data.file);
-    const bool is_same = data.nbytes() == index.data.nbytes &&
-                         (bundle_->check() != HMAR_CHECK_ALL ||
-                          sha256_of(data.data(), data.nbytes()) == index.data.sha256);
+    const bool is_same =
+        data.nbytes() == index.data.nbytes &&
+        (bundle_->check() != HMAR_CHECK_ALL || sha256_of(data.data(), data.nbytes()) == index.data.sha256);
     if (!is_same) refuse(text(index.data.file, " is cut short or altered"));
     index_ = std::move(index);
 }
@@ -121,10 +125,10 @@ std::vector<const RecordingEntry*> GpuRecordings::find(const PlannedWork& work, 
     for (const RecordingEntry& entry : index_.generations) {
         if (planned_work(entry.plan, model) == work) found.push_back(&entry);
     }
-    std::sort(found.begin(), found.end(), [](const auto* a, const auto* b) { return a->plan.batch < b->plan.batch; });
-    const auto last = std::find_if(found.begin(), found.end(), [&](const auto* entry) {
-        return size_t(entry->plan.batch) >= max_batch;
-    });
+    std::sort(found.begin(), found.end(),
+              [](const auto* a, const auto* b) { return a->plan.batch < b->plan.batch; });
+    const auto last = std::find_if(found.begin(), found.end(),
+                                   [&](const auto* entry) { return size_t(entry->plan.batch) >= max_batch; });
     if (last != found.end()) found.erase(last + 1, found.end());
     return found;
 }
@@ -134,8 +138,9 @@ Recording GpuRecordings::load(const RecordingEntry& entry) const {
     const MappedFile file(path);
     if (file.nbytes() != entry.file.nbytes || sha256_of(file.data(), file.nbytes()) != entry.file.sha256) {
         throw Error(HMAR_CHECKSUM_MISMATCH,
-                    text(path, ": cut short or altered since it was recorded; make it again with "
-                               "scripts/build_engines.py --only-recordings --force"));
+                    text(path,
+                         ": cut short or altered since it was recorded; make it again with "
+                         "scripts/build_engines.py --only-recordings --force"));
     }
     const std::string json(reinterpret_cast<const char*>(file.data()), file.nbytes());
     return parse_recording(json, path, bundle_->manifest(), index_, entry);

@@ -36,8 +36,8 @@ class GpuRecordings {
     const RecordingIndex& index() const { return index_; }
     std::string data_path() const { return folder_ + "/" + index_.data.file; }
 
-    // Those of some work that are needed for up to `max_batch` images at once, by ascending batch: all smaller
-    // ones, and the smallest that fits.
+    // Those of some work that are needed for up to `max_batch` images at once, by ascending batch: all
+    // smaller ones, and the smallest that fits.
     std::vector<const RecordingEntry*> find(const PlannedWork& work, size_t max_batch) const;
 
     // Reads a recording and compares its SHA-256 with the index.

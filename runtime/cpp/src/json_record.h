@@ -16,6 +16,20 @@ namespace hmar::core {
 
 using Json = nlohmann::json;
 
+// What `source` holds. Throws Error where it is not JSON, or nested as nothing that is read here.
+inline Json parse_json(const std::string& json, const std::string& source) {
+    constexpr int kMaxDepth = 16;
+    const auto check = [&](int depth, Json::parse_event_t, Json&) {
+        if (depth > kMaxDepth) throw Error(HMAR_INVALID_BUNDLE, text(source, ": nested too deeply"));
+        return true;
+    };
+    try {
+        return Json::parse(json, check);
+    } catch (const Json::exception& error) {
+        throw Error(HMAR_INVALID_BUNDLE, text(source, ": not JSON (", error.what(), ")"));
+    }
+}
+
 class Record {
   public:
     Record(const Json& data, std::string where) : data_(data), where_(std::move(where)) {

@@ -35,8 +35,10 @@ ParameterKind parameter_kind(const std::string& kind) {
 KernelTables::Part read_part(const Table& table) {
     KernelTables::Part part;
     for (const auto& [name, data] : table.items()) {
-        KernelEntry entry{data.at("threads").get<unsigned>(), data.at("shared_bytes").get<int>(),
-                          data.value("overlaps", false), {}};
+        KernelEntry entry{data.at("threads").get<unsigned>(),
+                          data.at("shared_bytes").get<int>(),
+                          data.value("overlaps", false),
+                          {}};
         for (const auto& [parameter, kind] : data.at("parameters").items()) {
             entry.parameters.push_back(parameter_kind(kind.get<std::string>()));
         }
@@ -51,9 +53,9 @@ KernelTables::KernelTables(const std::string& path) : path_(path.empty() ? kPlug
     // never closed: it brings CUDA's runtime, which does not expect to be unloaded
     library_ = dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library_ == nullptr) {
-        throw Error(HMAR_BACKEND_UNAVAILABLE,
-                    text("the kernels cannot be loaded (", dlerror(),
-                         "); build the plugin library, and name its ", kPlugins, " as the session's plugins"));
+        throw Error(HMAR_BACKEND_UNAVAILABLE, text("the kernels cannot be loaded (", dlerror(),
+                                                   "); build the plugin library, and name its ", kPlugins,
+                                                   " as the session's plugins"));
     }
 }
 

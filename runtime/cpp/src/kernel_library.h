@@ -1,4 +1,5 @@
-// Kernels of the plugin library that this library launches itself, as runtime/backends/kernel_library.py does.
+// Kernels of the plugin library that this library launches itself, as runtime/backends/kernel_library.py
+// does.
 #pragma once
 
 #include <map>

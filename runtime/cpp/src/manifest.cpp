@@ -37,14 +37,6 @@ constexpr std::array<size_t, 5> kItemBytes = {4, 2, 2, 4, 1};
 // far above every model there is; products of them stay far below 2^63
 constexpr int64_t kMaxSize = 1 << 24, kMaxSide = 1 << 10, kMaxScales = 256, kMaxBytes = int64_t{1} << 48;
 
-Json parse(const std::string& json, const std::string& source) {
-    try {
-        return Json::parse(json);
-    } catch (const Json::exception& error) {
-        throw Error(HMAR_INVALID_BUNDLE, text(source, ": not JSON (", error.what(), ")"));
-    }
-}
-
 template <typename Names>
 size_t index_of(const Names& names, const std::string& name) {
     return size_t(std::find(names.begin(), names.end(), name) - names.begin());
@@ -332,7 +324,7 @@ const GraphSpec& Manifest::graph(const std::string& kind, std::optional<int> sca
 }
 
 Manifest parse_manifest(const std::string& json, const std::string& source) {
-    const Json data = parse(json, source);
+    const Json data = parse_json(json, source);
     try {
         return read_manifest(data);
     } catch (const Error& error) {
@@ -342,7 +334,7 @@ Manifest parse_manifest(const std::string& json, const std::string& source) {
 
 std::vector<std::string> parse_class_names(const std::string& json, const std::string& source,
                                            int32_t num_classes) {
-    const Json data = parse(json, source);
+    const Json data = parse_json(json, source);
     std::vector<std::string> names;
     for (const Json& item : data) {
         if (!data.is_array() || !item.is_string() || item.get<std::string>().empty()) {

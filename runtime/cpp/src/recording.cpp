@@ -10,17 +10,10 @@ namespace {
 // far above what there is; sums of two stay far below 2^63
 constexpr int64_t kMaxBuffer = int64_t{1} << 48, kMaxOperations = 1 << 20, kMaxGrid = (int64_t{1} << 31) - 1;
 constexpr int64_t kMaxBatch = 1 << 16, kMaxCount = 1 << 24;
-constexpr const char* kRecordAgain = "; make it again with scripts/build_engines.py --only-recordings --force";
+constexpr const char* kRecordAgain =
+    "; make it again with scripts/build_engines.py --only-recordings --force";
 
 using Sizes = std::vector<uint64_t>;  // of buffers, by their numbers
-
-Json read_json(const std::string& json, const std::string& source) {
-    try {
-        return Json::parse(json);
-    } catch (const Json::exception& error) {
-        throw Error(HMAR_INVALID_BUNDLE, text(source, ": not JSON (", error.what(), ")", kRecordAgain));
-    }
-}
 
 // A list of so many items.
 const Json& items(const Record& record, const Json& value, const char* name, size_t count) {
@@ -111,7 +104,8 @@ BufferContents read_contents(const Json& data, const std::string& where, uint64_
         if (!is_of_weights && item[2] != "data") {
             record.fail(text("source ", Record::excerpt(item[2]), ", expected weights or data"));
         }
-        const RecordedPiece piece{read_nbytes(record, item[0], "piece"), read_nbytes(record, item[1], "piece"),
+        const RecordedPiece piece{read_nbytes(record, item[0], "piece"),
+                                  read_nbytes(record, item[1], "piece"),
                                   read_nbytes(record, item[3], "piece"), is_of_weights};
         check(piece.at, piece.nbytes, contents.nbytes, "a buffer");
         check(piece.offset, piece.nbytes, is_of_weights ? weights_nbytes : data_nbytes, "a file");
@@ -129,7 +123,8 @@ BufferContents read_contents(const Json& data, const std::string& where, uint64_
 
 RecordedPlan read_plan(const Json& data, const std::string& where, const ModelSpec& model) {
     Record record(data, where);
-    RecordedPlan plan{int32_t(record.integer("batch", 1, kMaxBatch)), {}, {}, record.boolean("is_mask_guided")};
+    RecordedPlan plan{
+        int32_t(record.integer("batch", 1, kMaxBatch)), {}, {}, record.boolean("is_mask_guided")};
     if (const Json* schedule = record.optional_field("schedule")) {
         if (!schedule->is_array()) record.fail("schedule must be a list or null");
         for (const Json& entry : *schedule) {
@@ -157,7 +152,8 @@ RecordedPlan read_plan(const Json& data, const std::string& where, const ModelSp
 FileSpec read_local_file(Record& record) {
     FileSpec file{record.string("file"), record.string("sha256"),
                   uint64_t(record.integer("nbytes", 0, kMaxBuffer))};
-    if (file.file.empty() || file.file[0] == '.' || file.file.find_first_of(std::string("/\\\0", 3)) != std::string::npos) {
+    if (file.file.empty() || file.file[0] == '.' ||
+        file.file.find_first_of(std::string("/\\\0", 3)) != std::string::npos) {
         record.fail(text("file ", Record::excerpt(file.file), " is not in the folder"));
     }
     return file;
@@ -267,13 +263,13 @@ auto with_source(const std::string& source, Read read) {
 
 RecordingIndex parse_recording_index(const std::string& json, const std::string& source,
                                      const Manifest& manifest) {
-    const Json data = read_json(json, source);
+    const Json data = parse_json(json, source);
     return with_source(source, [&] { return read_recording_index(data, manifest); });
 }
 
 Recording parse_recording(const std::string& json, const std::string& source, const Manifest& manifest,
                           const RecordingIndex& index, const RecordingEntry& entry) {
-    const Json data = read_json(json, source);
+    const Json data = parse_json(json, source);
     return with_source(source, [&] {
         Recording recording = read_recording(data, manifest, index);
         if (!(recording.plan == entry.plan) || recording.scratch_nbytes != entry.scratch_nbytes) {

@@ -71,7 +71,7 @@ struct Recording {
     uint64_t scratch_nbytes;
     BufferContents constants;
     BufferPlace labels, images, seed, settings, pixels, image;
-    std::vector<BufferPlace> tokens;  // of every scale
+    std::vector<BufferPlace> tokens;                           // of every scale
     std::vector<std::pair<std::string, std::string>> kernels;  // part of the plugin library, name
     std::vector<RecordedOperation> operations;
 };

@@ -23,8 +23,8 @@ Session::Session(std::shared_ptr<const Bundle> bundle, std::unique_ptr<GpuGenera
 StepRunner& Session::runner(const std::string& why_not_gpu) {
     if (gpu_ == nullptr) return *runner_;
     if (!make_runner_) {
-        throw Error(HMAR_UNSUPPORTED, text(gpu_->name(), ": ", why_not_gpu,
-                                           "; HMAR_BACKEND_AUTO runs this on ONNX Runtime"));
+        throw Error(HMAR_UNSUPPORTED,
+                    text(gpu_->name(), ": ", why_not_gpu, "; HMAR_BACKEND_AUTO runs this on ONNX Runtime"));
     }
     const std::lock_guard<std::mutex> lock(making_);
     try {
@@ -50,7 +50,8 @@ void Session::generate(const HimarRequest& request, const HimarOutput& output) {
     for (const Part part : parts(request.num_images)) generate_part(runner, request, output, part);
 }
 
-void Session::generate_part(StepRunner& runner, const HmarRequest& request, const HmarOutput& output, Part part) {
+void Session::generate_part(StepRunner& runner, const HmarRequest& request, const HmarOutput& output,
+                            Part part) {
     const ModelSpec& model = manifest().hmar();
     HmarTrajectory trajectory(runner, request, part);
     const Tensor f_hat = trajectory.run();
@@ -67,7 +68,8 @@ void Session::generate_part(StepRunner& runner, const HmarRequest& request, cons
     write_image(decode(runner, f_hat), part, output.pixels, output.image);
 }
 
-void Session::generate_part(StepRunner& runner, const HimarRequest& request, const HimarOutput& output, Part part) {
+void Session::generate_part(StepRunner& runner, const HimarRequest& request, const HimarOutput& output,
+                            Part part) {
     HimarTrajectory trajectory(runner, request, part);
     trajectory.run();
     const auto write = [&](const Tensor& tokens, float* into) {

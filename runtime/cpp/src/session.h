@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "gpu_generations.h"
-
 #include "himar_trajectory.h"
 #include "hmar_trajectory.h"
 
@@ -31,8 +30,8 @@ class Session {
     Session(std::shared_ptr<const Bundle> bundle, std::unique_ptr<StepRunner> runner, size_t max_batch,
             std::string why_not_gpu);
 
-    // Generations by a GPU's recordings; `make_runner` makes what runs all else when it is first needed, null =
-    // nothing does.
+    // Generations by a GPU's recordings; `make_runner` makes what runs all else when it is first needed, null
+    // = nothing does.
     Session(std::shared_ptr<const Bundle> bundle, std::unique_ptr<GpuGenerations> gpu, MakeRunner make_runner,
             size_t max_batch);
 

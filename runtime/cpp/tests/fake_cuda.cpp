@@ -1,5 +1,5 @@
-// A stand-in for libcuda.so.1. A module is text: a kernel a line, its name and its parameters' kinds ("p" address,
-// "i" int32, "f" float32).
+// A stand-in for libcuda.so.1. A module is text: a kernel a line, its name and its parameters' kinds ("p"
+// address, "i" int32, "f" float32).
 #include "fake_cuda.h"
 
 #include <cstdio>
@@ -39,12 +39,15 @@ struct Operation {
 
 using Operations = std::vector<Operation>;
 
+struct Stream {
+    bool is_capturing = false;
+    Operations captured;
+};
+
 struct State {
     std::recursive_mutex mutex;
     std::map<uint64_t, size_t> memory;  // device memory by address
     std::set<void*> pinned, streams, graphs, executables, modules;
-    Operations captured;
-    bool is_capturing = false;
     int retained = 0, violations = 0;
     int count = 1, major = 9, minor = 0;
     std::string failing;
@@ -55,6 +58,7 @@ struct State {
 
 State& state = *new State;
 thread_local std::vector<CuContext> contexts;
+thread_local bool is_capturing = false;  // this thread, on any stream: it may neither allocate nor wait
 char the_context;
 
 CuResult violation(CuResult result, const char* function) {
@@ -70,8 +74,8 @@ CuResult begin(const char* function, bool needs_context = true) {
     return kCuSuccess;
 }
 
-#define BEGIN(needs_context)                                            \
-    const std::lock_guard<std::recursive_mutex> lock(state.mutex);      \
+#define BEGIN(needs_context)                                       \
+    const std::lock_guard<std::recursive_mutex> lock(state.mutex); \
     if (const CuResult result = begin(__func__, needs_context)) return result
 
 bool is_device_memory(uint64_t address, size_t nbytes) {
@@ -105,9 +109,10 @@ void report(const Operation& operation) {
     state.on_operation(&seen);
 }
 
-CuResult enqueue(Operation operation) {
-    if (state.is_capturing) {
-        state.captured.push_back(std::move(operation));
+CuResult enqueue(CuStream handle, Operation operation) {
+    auto& stream = *reinterpret_cast<Stream*>(handle);
+    if (stream.is_capturing) {
+        stream.captured.push_back(std::move(operation));
     } else {
         execute(operation);
     }
@@ -195,7 +200,7 @@ FAKE cuMemGetInfo_v2(size_t* free, size_t* total) {
 
 FAKE cuMemAlloc_v2(CuPointer* address, size_t nbytes) {
     BEGIN(true);
-    if (state.is_capturing) return violation(kCaptureUnsupported, __func__);
+    if (is_capturing) return violation(kCaptureUnsupported, __func__);
     if (nbytes == 0) return violation(kInvalidValue, __func__);
     if (nbytes > kTotalMemory) return kCuOutOfMemory;
     void* memory = nullptr;
@@ -229,33 +234,34 @@ FAKE cuMemFreeHost(void* address) {
 
 FAKE cuMemcpyHtoDAsync_v2(CuPointer target, const void* source, size_t nbytes, CuStream) {
     BEGIN(true);
-    if (state.is_capturing || !is_device_memory(target, nbytes)) return violation(kInvalidValue, __func__);
+    if (is_capturing || !is_device_memory(target, nbytes)) return violation(kInvalidValue, __func__);
     std::memcpy(at(target), source, nbytes);
     return kCuSuccess;
 }
 
 FAKE cuMemcpyDtoHAsync_v2(void* target, CuPointer source, size_t nbytes, CuStream) {
     BEGIN(true);
-    if (state.is_capturing || !is_device_memory(source, nbytes)) return violation(kInvalidValue, __func__);
+    if (is_capturing || !is_device_memory(source, nbytes)) return violation(kInvalidValue, __func__);
     std::memcpy(target, at(source), nbytes);
     return kCuSuccess;
 }
 
-FAKE cuMemcpyDtoDAsync_v2(CuPointer target, CuPointer source, size_t nbytes, CuStream) {
+FAKE cuMemcpyDtoDAsync_v2(CuPointer target, CuPointer source, size_t nbytes, CuStream stream) {
     BEGIN(true);
-    if (!is_device_memory(target, nbytes) || !is_device_memory(source, nbytes)) return violation(kInvalidValue, __func__);
-    return enqueue({1, nullptr, {}, false, {}, target, source, nbytes});
+    if (!is_device_memory(target, nbytes) || !is_device_memory(source, nbytes))
+        return violation(kInvalidValue, __func__);
+    return enqueue(stream, {1, nullptr, {}, false, {}, target, source, nbytes});
 }
 
-FAKE cuMemsetD8Async(CuPointer target, unsigned char value, size_t nbytes, CuStream) {
+FAKE cuMemsetD8Async(CuPointer target, unsigned char value, size_t nbytes, CuStream stream) {
     BEGIN(true);
     if (value != 0 || !is_device_memory(target, nbytes)) return violation(kInvalidValue, __func__);
-    return enqueue({2, nullptr, {}, false, {}, target, 0, nbytes});
+    return enqueue(stream, {2, nullptr, {}, false, {}, target, 0, nbytes});
 }
 
 FAKE cuStreamCreate(CuStream* stream, unsigned flags) {
     BEGIN(true);
-    *stream = reinterpret_cast<CuStream>(new char);
+    *stream = reinterpret_cast<CuStream>(new Stream);
     state.streams.insert(*stream);
     return flags == kCuNonBlocking ? kCuSuccess : violation(kInvalidValue, __func__);
 }
@@ -263,31 +269,35 @@ FAKE cuStreamCreate(CuStream* stream, unsigned flags) {
 FAKE cuStreamDestroy_v2(CuStream stream) {
     BEGIN(true);
     if (remove(state.streams, stream) != kCuSuccess) return kInvalidValue;
-    delete reinterpret_cast<char*>(stream);
+    delete reinterpret_cast<Stream*>(stream);
     return kCuSuccess;
 }
 
 FAKE cuStreamSynchronize(CuStream) {
     BEGIN(true);
-    return state.is_capturing ? violation(kCaptureUnsupported, __func__) : kCuSuccess;
+    return is_capturing ? violation(kCaptureUnsupported, __func__) : kCuSuccess;
 }
 
-FAKE cuStreamBeginCapture_v2(CuStream, int mode) {
+FAKE cuStreamBeginCapture_v2(CuStream handle, int mode) {
     BEGIN(true);
-    if (state.is_capturing || mode != kCuCaptureThreadLocal) return violation(kInvalidValue, __func__);
-    state.is_capturing = true;
+    auto& stream = *reinterpret_cast<Stream*>(handle);
+    if (is_capturing || stream.is_capturing || mode != kCuCaptureThreadLocal) {
+        return violation(kInvalidValue, __func__);
+    }
+    is_capturing = stream.is_capturing = true;
     return kCuSuccess;
 }
 
-FAKE cuStreamEndCapture(CuStream, CuGraph* graph) {
+FAKE cuStreamEndCapture(CuStream handle, CuGraph* graph) {
     const std::lock_guard<std::recursive_mutex> whole(state.mutex);
-    const bool was_capturing = state.is_capturing;
-    Operations captured = std::move(state.captured);
-    state.captured.clear();
-    state.is_capturing = false;  // whatever comes of it
+    auto& stream = *reinterpret_cast<Stream*>(handle);
+    const bool was_capturing = stream.is_capturing;
+    const Operations captured = std::move(stream.captured);
+    stream.captured.clear();
+    is_capturing = stream.is_capturing = false;  // whatever comes of it
     BEGIN(true);
     if (!was_capturing) return violation(kInvalidValue, __func__);
-    auto* operations = new Operations(std::move(captured));
+    auto* operations = new Operations(captured);
     state.graphs.insert(operations);
     *graph = reinterpret_cast<CuGraph>(operations);
     return kCuSuccess;
@@ -376,7 +386,7 @@ FAKE cuLaunchKernelEx(const CuLaunchConfig* config, CuFunction handle, void** ar
         std::memcpy(&bits, arguments[i], function->kinds[i] == 'p' ? sizeof(uint64_t) : sizeof(uint32_t));
         operation.arguments.push_back(bits);
     }
-    return enqueue(std::move(operation));
+    return enqueue(config->stream, std::move(operation));
 }
 
 #define TEST_API extern "C" __attribute__((visibility("default")))

@@ -22,8 +22,8 @@ void fake_cuda_on_operation(FakeOnOperation callback);
 // The only device; count is 0 or 1.
 void fake_cuda_set_device(int count, int major, int minor);
 
-// Makes the n-th call of a function from now on, from 1, return a result; null = none. Returns how many calls the
-// function before it had.
+// Makes the n-th call of a function from now on, from 1, return a result; null = none. Returns how many calls
+// the function before it had.
 int fake_cuda_fail(const char* function, int nth, int result);
 
 // Memory, streams, graphs, modules and contexts that have not been freed.
@@ -32,6 +32,7 @@ int fake_cuda_live(void);
 // Calls without a current context, copies beyond memory, and others that CUDA does not allow.
 int fake_cuda_violations(void);
 
-// For fake_plugins.cpp: the table of a part ("sampling", "decoder", "transformer", "glue"), JSON by architecture.
+// For fake_plugins.cpp: the table of a part ("sampling", "decoder", "transformer", "glue"), JSON by
+// architecture.
 void fake_plugins_set(const char* part, const char* table);
 }

@@ -1,5 +1,5 @@
-// A stand-in for libhmar_plugins.so: tables that a test gives, else those of the folder HMAR_TEST_RECORDED, and
-// modules as fake_cuda.cpp reads them.
+// A stand-in for libhmar_plugins.so: tables that a test gives, else those of the folder HMAR_TEST_RECORDED,
+// and modules as fake_cuda.cpp reads them.
 #include <cstdlib>
 #include <fstream>
 #include <iterator>

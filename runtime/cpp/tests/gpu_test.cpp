@@ -1,5 +1,6 @@
-// Recorded generations on a stand-in for the driver: what is launched, copied and padded, failing calls, misuse,
-// and damaged recordings. Kernels compute nothing here; tests/parity/test_cpp_gpu.py has them computed.
+// Recorded generations on a stand-in for the driver: what is launched, copied and padded, failing calls,
+// misuse, and damaged recordings. Kernels compute nothing here; tests/parity/test_cpp_gpu.py has them
+// computed.
 #include <dlfcn.h>
 #include <unistd.h>
 
@@ -17,6 +18,7 @@
 
 #include "bundle.h"
 #include "check.h"
+#include "consistent.h"
 #include "error.h"
 #include "fake_cuda.h"
 #include "hmar_runtime.hpp"
@@ -64,7 +66,8 @@ void load_fakes() {
     find(fake.violations, cuda, "fake_cuda_violations");
     find(fake.set_plugins, plugins, "fake_plugins_set");
     for (const char* part : kParts) {
-        fake.set_plugins(part, read_file(fs::path(bundle_folder) / "tables" / (std::string(part) + ".json")).c_str());
+        fake.set_plugins(
+            part, read_file(fs::path(bundle_folder) / "tables" / (std::string(part) + ".json")).c_str());
     }
 }
 
@@ -80,7 +83,9 @@ hmar_session_options options(int32_t backend = HMAR_BACKEND_GPU, int32_t max_bat
 
 fs::path recordings(const std::string& folder) { return fs::path(folder) / "engines" / "sm90_recordings"; }
 
-Json index_of(const std::string& folder) { return Json::parse(read_file(recordings(folder) / "recordings.json")); }
+Json index_of(const std::string& folder) {
+    return Json::parse(read_file(recordings(folder) / "recordings.json"));
+}
 
 // The recording of the bundle's own settings for a batch.
 Json recording_of(int batch) {
@@ -103,8 +108,9 @@ struct Seen {
 std::vector<Seen> seen;
 
 void note(const FakeOperation* operation) {
-    seen.push_back({*operation, operation->kernel,
-                    std::vector<uint64_t>(operation->arguments, operation->arguments + operation->num_arguments)});
+    seen.push_back(
+        {*operation, operation->kernel,
+         std::vector<uint64_t>(operation->arguments, operation->arguments + operation->num_arguments)});
 }
 
 // Where buffers are, found out from the first address in each.
@@ -140,11 +146,10 @@ bool is_launch(const Json& recorded, const Json& recording, const Seen& got, Buf
     }
     const auto& entry = tables[part].at(name);
     const FakeOperation& op = got.operation;
-    bool same = op.kind == 0 && got.kernel == name && op.threads == entry.at("threads") &&
-                op.shared_bytes == entry.at("shared_bytes") &&
-                (op.overlaps != 0) == entry.value("overlaps", false) &&
-                got.arguments.size() + 5 == recorded.size() &&
-                got.arguments.size() == entry.at("parameters").size();
+    bool same =
+        op.kind == 0 && got.kernel == name && op.threads == entry.at("threads") &&
+        op.shared_bytes == entry.at("shared_bytes") && (op.overlaps != 0) == entry.value("overlaps", false) &&
+        got.arguments.size() + 5 == recorded.size() && got.arguments.size() == entry.at("parameters").size();
     for (size_t i = 0; i < 3 && same; ++i) same = op.grid[i] == recorded.at(2 + i);
     size_t i = 0;
     for (const auto& [parameter, kind] : entry.at("parameters").items()) {
@@ -215,7 +220,8 @@ void test_operations_and_inputs(const hmar::Bundle& bundle) {
             different += std::memcmp(got.data(), data.data() + piece.at(3).get<size_t>(), got.size()) != 0;
         }
         for (const Json& zeros : weights[i].at("zeros")) {
-            for (const char c : values_at<char>(buffers.address(Json::array({2 + i, zeros.at(0)})), zeros.at(1))) {
+            for (const char c :
+                 values_at<char>(buffers.address(Json::array({2 + i, zeros.at(0)})), zeros.at(1))) {
                 different += c != 0;
             }
         }
@@ -227,7 +233,8 @@ void test_operations_and_inputs(const hmar::Bundle& bundle) {
     seen.clear();
     session.generate(request);
     check_operations(recording);
-    CHECK(values_at<int32_t>(buffers.address(inputs.at("labels")), 4) == (std::vector<int32_t>{1, 2, 3, none}));
+    CHECK(values_at<int32_t>(buffers.address(inputs.at("labels")), 4) ==
+          (std::vector<int32_t>{1, 2, 3, none}));
     CHECK(values_at<uint64_t>(buffers.address(inputs.at("images")), 3) == (std::vector<uint64_t>{0, 1, 2}));
     CHECK(values_at<double>(buffers.address(inputs.at("settings")), 1)[0] == 3);
 
@@ -303,6 +310,31 @@ void test_outputs_are_those_of_the_images(const hmar::Bundle& bundle) {
     fake.on_operation(note);
 }
 
+// --- more recordings than graphs are kept
+
+void test_graphs_are_bounded(const hmar::Bundle& bundle) {
+    constexpr int kGraphs = 8, kObjects = 2;  // a graph, and the memory that only it reads
+    const hmar::Session session(bundle, options());
+    const Json index = index_of(bundle_folder);
+    CHECK(index.at("generations").size() > kGraphs);
+    const int opened = fake.live();
+    for (int round = 0; round < 2; ++round) {
+        for (const Json& entry : index.at("generations")) {
+            const Json& plan = entry.at("plan");
+            hmar::Request request(bundle, std::vector<int32_t>(plan.at("batch").get<size_t>(), 1));
+            request.mask_schedule.clear();
+            if (!plan.at("schedule").is_null()) request.mask_schedule = plan.at("schedule");
+            if (plan.at("is_mask_guided").get<bool>()) request.skip_guidance_below = 0;
+            seen.clear();
+            session.generate(request);
+            const auto file = recordings(bundle_folder) / entry.at("file").get<std::string>();
+            check_operations(Json::parse(read_file(file)));
+        }
+    }
+    // besides the graphs: scratch memory, staging memory, and the modules of all parts
+    CHECK(fake.live() == opened + kGraphs * kObjects + 2 + int(std::size(kParts)));
+}
+
 // --- requests that no recording serves
 
 void test_refusals(const hmar::Bundle& bundle) {
@@ -332,15 +364,16 @@ void test_refusals(const hmar::Bundle& bundle) {
     refuses("--record-schedules", [](auto& r) { r.mask_schedule[3] = {15, 1}; });
     refuses("--record-schedules", [](auto& r) { r.cfg = 0; });
     refuses("--record-schedules", [](auto& r) { r.skip_guidance_below = 0; });
-    std::vector<uint8_t> pixels(size_t(3) * size_t(bundle.info().image_side_px * bundle.info().image_side_px));
+    std::vector<uint8_t> pixels(size_t(3) *
+                                size_t(bundle.info().image_side_px * bundle.info().image_side_px));
     std::vector<int32_t> tokens(size_t(bundle.info().num_tokens));
     hmar_error* error = nullptr;
     CHECK(hmar_encode(gpu.handle(), pixels.data(), pixels.size(), tokens.data(), tokens.size(), &error) ==
           HMAR_UNSUPPORTED);
     CHECK(std::string(hmar_error_message(error)).find("do not encode") != std::string::npos);
     hmar_error_free(error);
-    CHECK(hmar_encode(automatic.handle(), pixels.data(), pixels.size(), tokens.data(), tokens.size(), nullptr) ==
-          HMAR_OK);
+    CHECK(hmar_encode(automatic.handle(), pixels.data(), pixels.size(), tokens.data(), tokens.size(),
+                      nullptr) == HMAR_OK);
 
     // entries that ask for the same work are the same
     hmar::Request request(bundle, {1});
@@ -382,12 +415,29 @@ void test_what_does_not_fit(const hmar::Bundle& bundle) {
 
 // --- calls that fail
 
-constexpr const char* kFunctions[] = {
-    "cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute",
-    "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent_v2", "cuMemAlloc_v2", "cuMemAllocHost_v2",
-    "cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2", "cuMemcpyDtoDAsync_v2", "cuMemsetD8Async", "cuStreamCreate",
-    "cuStreamSynchronize", "cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags",
-    "cuGraphLaunch", "cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute", "cuLaunchKernelEx"};
+constexpr const char* kFunctions[] = {"cuInit",
+                                      "cuDeviceGetCount",
+                                      "cuDeviceGet",
+                                      "cuDeviceGetName",
+                                      "cuDeviceGetAttribute",
+                                      "cuDevicePrimaryCtxRetain",
+                                      "cuCtxPushCurrent_v2",
+                                      "cuMemAlloc_v2",
+                                      "cuMemAllocHost_v2",
+                                      "cuMemcpyHtoDAsync_v2",
+                                      "cuMemcpyDtoHAsync_v2",
+                                      "cuMemcpyDtoDAsync_v2",
+                                      "cuMemsetD8Async",
+                                      "cuStreamCreate",
+                                      "cuStreamSynchronize",
+                                      "cuStreamBeginCapture_v2",
+                                      "cuStreamEndCapture",
+                                      "cuGraphInstantiateWithFlags",
+                                      "cuGraphLaunch",
+                                      "cuModuleLoadData",
+                                      "cuModuleGetFunction",
+                                      "cuFuncSetAttribute",
+                                      "cuLaunchKernelEx"};
 
 // One session and one generation; the status of what failed.
 hmar_status generate_once(const hmar::Bundle& bundle, std::string& message) {
@@ -478,11 +528,13 @@ void test_damaged_files() {
     const auto rejects = [&](const std::string& file, const std::string& text, const char* part) {
         const std::string before = copy.read(file);
         copy.write(file, text);
-        CHECK_THROWS(hmar::Session(bundle, options()).generate(hmar::Request(bundle, {1})), hmar::Error, part);
+        CHECK_THROWS(hmar::Session(bundle, options()).generate(hmar::Request(bundle, {1})), hmar::Error,
+                     part);
         copy.write(file, before);
     };
     const std::string index = copy.read("recordings.json"), data = copy.read("data.bin");
     rejects("recordings.json", index.substr(0, index.size() / 2), "not JSON");
+    rejects("recordings.json", std::string(1 << 20, '['), "nested too deeply");
     rejects("recordings.json", replaced(index, "\"format_version\": 1", "\"format_version\": 2"),
             "this release reads version 1");
     const std::string weights = Json::parse(index).at("weights_sha256");
@@ -491,44 +543,13 @@ void test_damaged_files() {
     rejects("recordings.json", replaced(index, graph, std::string(64, '0')), "from other graphs");
     rejects("recordings.json", replaced(index, "\"data.bin\"", "\"../data.bin\""), "not in the folder");
     rejects("data.bin", data.substr(1), "data.bin is cut short or altered");
-    rejects("data.bin", replaced(data, data.substr(0, 8), std::string(8, 'x')), "data.bin is cut short or altered");
+    rejects("data.bin", replaced(data, data.substr(0, 8), std::string(8, 'x')),
+            "data.bin is cut short or altered");
     const std::string file = Json::parse(index).at("generations").at(0).at("file");
     rejects(file, replaced(copy.read(file), "[0,", "[2,"), "cut short or altered since it was recorded");
     fs::remove_all(recordings(copy.folder()));
     CHECK_THROWS(hmar::Session(bundle, options()), hmar::Error, "no recordings of generations");
     CHECK(fake.live() == 0);
-}
-
-// What an accepted recording must hold, whatever the text was.
-bool is_consistent(const hmar::core::Recording& recording, const hmar::core::RecordingIndex& index) {
-    using namespace hmar::core;
-    std::vector<uint64_t> sizes = {recording.scratch_nbytes, recording.constants.nbytes};
-    for (const BufferContents& contents : index.weights) sizes.push_back(contents.nbytes);
-    const auto is_in = [&](int buffer, uint64_t offset, uint64_t nbytes) {
-        return buffer >= 0 && size_t(buffer) < sizes.size() && offset <= sizes[size_t(buffer)] &&
-               nbytes <= sizes[size_t(buffer)] - offset;
-    };
-    bool good = true;
-    for (const RecordedOperation& operation : recording.operations) {
-        if (const auto* launch = std::get_if<RecordedLaunch>(&operation)) {
-            good = good && launch->kernel >= 0 && size_t(launch->kernel) < recording.kernels.size();
-            for (const LaunchArgument& argument : launch->arguments) {
-                const auto* pointer = std::get_if<BufferPointer>(&argument);
-                good = good && (pointer == nullptr || is_in(pointer->buffer, pointer->offset, 1));
-            }
-        } else if (const auto* copied = std::get_if<RecordedCopy>(&operation)) {
-            good = good && is_in(copied->target.buffer, copied->target.offset, copied->nbytes) &&
-                   is_in(copied->source.buffer, copied->source.offset, copied->nbytes);
-        } else {
-            const BufferPlace& place = std::get<RecordedZero>(operation).place;
-            good = good && is_in(place.buffer, place.offset, place.nbytes);
-        }
-    }
-    for (const BufferPlace& place : {recording.labels, recording.images, recording.seed, recording.settings,
-                                     recording.pixels, recording.image}) {
-        good = good && is_in(place.buffer, place.offset, place.nbytes);
-    }
-    return good;
 }
 
 // Random changes of bytes and of values: refused, or of no harm.
@@ -542,11 +563,25 @@ void test_mutated_recordings() {
     CHECK(is_consistent(parse_recording(original, "recording", bundle.manifest(), index, entry), index));
     std::mt19937 random(0);
     // all but most of the operations, so that a change hits all kinds of fields
-    const std::string tail = "]}", short_one = original.substr(0, original.find('\n', original.find("[0,0,") + 2000));
+    const std::string tail = "]}",
+                      short_one = original.substr(0, original.find('\n', original.find("[0,0,") + 2000));
     const std::string recording = short_one.substr(0, short_one.rfind(']') + 1) + tail;
     parse_recording(recording, "recording", bundle.manifest(), index, entry);
-    const char* values[] = {"-1", "0", "1e400", "1.5", "null", "\"x\"", "[]", "{}", "9223372036854775807", "true",
-                            "18446744073709551615", "4294967296", "[-1,0]", "[0,-1]", "[1,2,3]"};
+    const char* values[] = {"-1",
+                            "0",
+                            "1e400",
+                            "1.5",
+                            "null",
+                            "\"x\"",
+                            "[]",
+                            "{}",
+                            "9223372036854775807",
+                            "true",
+                            "18446744073709551615",
+                            "4294967296",
+                            "[-1,0]",
+                            "[0,-1]",
+                            "[1,2,3]"};
     int refused = 0, accepted = 0, inconsistent = 0;
     for (int i = 0; i < 4000; ++i) {
         const bool is_index = i % 4 == 0;
@@ -631,6 +666,7 @@ int main(int argc, char**) {
         if (argc < 2) {
             test_operations_and_inputs(bundle);
             test_outputs_are_those_of_the_images(bundle);
+            test_graphs_are_bounded(bundle);
             test_refusals(bundle);
             test_what_does_not_fit(bundle);
             test_failing_calls(bundle);

@@ -11,6 +11,7 @@
 #include "philox.h"
 #include "sampler.h"
 #include "sha256.h"
+#include "sha256_x86.h"
 
 using namespace hmar::core;
 
@@ -28,18 +29,21 @@ void test_philox() {
     }
 }
 
-std::string sha256_of(const std::string& data, size_t step) {
-    Sha256 sha256;
+std::string sha256_of(const std::string& data, size_t step, bool by_instructions) {
+    Sha256 sha256(by_instructions);
     for (size_t i = 0; i < data.size(); i += step) sha256.update(&data[i], std::min(step, data.size() - i));
     return sha256.hex();
 }
 
-void test_sha256() {
-    CHECK(sha256_of("", 1) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-    CHECK(sha256_of("abc", 1) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+void test_sha256(bool by_instructions) {
+    const auto digest = [&](const std::string& data, size_t step) {
+        return sha256_of(data, step, by_instructions);
+    };
+    CHECK(digest("", 1) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    CHECK(digest("abc", 1) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     const std::string million(1000000, 'a');
     for (const size_t step : {size_t{1000000}, size_t{63}, size_t{128}}) {
-        CHECK(sha256_of(million, step) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+        CHECK(digest(million, step) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
     }
 }
 
@@ -167,6 +171,7 @@ void test_manifest() {
     };
     for (const auto& [change, to, message] : cases)
         CHECK_THROWS(parse_manifest(manifest(change, to), "m"), Error, message);
+    CHECK_THROWS(parse_manifest(std::string(1 << 20, '['), "m"), Error, "m: nested too deeply");
     CHECK(parse_class_names("[\"cat\", \"dog\"]", "c", 2)[1] == "dog");
     CHECK_THROWS(parse_class_names("[\"cat\", \"cat\"]", "c", 2), Error, "expected 2 different names");
     CHECK_THROWS(parse_class_names("[1, 2]", "c", 2), Error, "expected a JSON list");
@@ -177,7 +182,8 @@ void test_manifest() {
 
 int main() {
     test_philox();
-    test_sha256();
+    test_sha256(false);
+    if (has_sha_instructions()) test_sha256(true);
     test_schedule();
     test_given_draws();
     test_sampler();

@@ -156,7 +156,8 @@ void repeat(int32_t count, Generate generate) {
     }
     std::sort(times_ms.begin(), times_ms.end());
     const auto at = [&](double share) { return times_ms[size_t(share * double(count - 1))]; };
-    std::printf("%d generations: median %.3f ms, p10 %.3f ms, p90 %.3f ms\n", count, at(0.5), at(0.1), at(0.9));
+    std::printf("%d generations: median %.3f ms, p10 %.3f ms, p90 %.3f ms\n", count, at(0.5), at(0.1),
+                at(0.9));
 }
 
 void generate(const Options& options) {
@@ -179,7 +180,8 @@ void generate(const Options& options) {
 
     const auto side = size_t(bundle.info().image_side_px), count = pixels.size() / (side * side * 3);
     const auto square = size_t(std::ceil(std::sqrt(double(count))));
-    write_picture(make_grid(pixels, side, options.columns > 0 ? size_t(options.columns) : square), options.out);
+    write_picture(make_grid(pixels, side, options.columns > 0 ? size_t(options.columns) : square),
+                  options.out);
     std::printf("%s: %zu images of %zu px, opened in %.2f s, generated in %.2f s on %s\n",
                 options.out.c_str(), count, side, opened_s, generated_s, session.backend().c_str());
     Options again = options;
