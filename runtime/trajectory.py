@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ from runtime.draws import Draws
 from runtime.errors import GenerationCancelled
 from runtime.given import GivenTokens
 from runtime.schedule import Schedule, masked_counts
+
+logger = logging.getLogger(__name__)
 
 Record = Callable[[str, np.ndarray], None]
 Cancel = Callable[[], bool]
@@ -47,7 +50,13 @@ OnScale = Callable[[ScaleEvent], None]
 
 
 def to_uint8(image_B3HW: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as uint8 (B, H, W, 3)."""
+    """Images in [0, 1] as uint8 (B, H, W, 3); what is no number is black, and logged."""
+    if not np.isfinite(image_B3HW).all():
+        logger.warning(
+            "pictures hold values that are no numbers: the weights or settings exceed the range of "
+            "the bundle's precision; export it with --precision fp32 or bf16"
+        )
+        image_B3HW = np.nan_to_num(image_B3HW, nan=0.0, posinf=1.0, neginf=0.0)
     return np.rint(image_B3HW.transpose(0, 2, 3, 1) * 255).clip(0, 255).astype(np.uint8)
 
 
