@@ -146,6 +146,15 @@ def tiny_himar_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_himar_fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shared_bundle(
+        tmp_path_factory,
+        "tiny-himar-fp16",
+        lambda folder: make_himar_bundle(folder, precision="fp16", verify=False),
+    )
+
+
+@pytest.fixture(scope="session")
 def plugin_build(pytestconfig: pytest.Config) -> PluginBuild:
     return finish_plugins(pytestconfig.stash.get(STARTED_BUILD, None) or start_plugins())
 

@@ -55,10 +55,12 @@ def write_kl_vae(folder: Path, case: str) -> Path:
     return path
 
 
-def make_himar_bundle(folder: Path, case: str = "tiny_a", precision: str = "fp32") -> Path:
+def make_himar_bundle(
+    folder: Path, case: str = "tiny_a", precision: str = "fp32", *, verify: bool = True
+) -> Path:
     """Exports a case from files in the published layout."""
     return export_bundle(
-        ExportConfig(precision=precision),
+        ExportConfig(precision=precision, verify=verify),
         [write_himar(folder, case)],
         write_kl_vae(folder, case),
         folder / "bundle",

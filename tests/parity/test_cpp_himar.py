@@ -68,6 +68,19 @@ def test_same_seed_same_tokens_as_python(
         assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
+def test_float16_goes_through_the_graphs_of_many_steps_as_in_python(
+    tiny_himar_fp16_bundle: Path,
+) -> None:
+    library = Library(build_cpp("cpp").library)
+    with CppHimarSession(library, tiny_himar_fp16_bundle) as session:
+        ours = session.generate([3, -1], seed=5, sampling=QUICK)
+    with Pipeline.load(tiny_himar_fp16_bundle, "ort-cpu", threads=1) as pipeline:
+        assert isinstance(pipeline, HiMARPipeline)
+        theirs = pipeline.generate_tokens([3, -1], seed=5, sampling=QUICK)
+    np.testing.assert_allclose(ours["pivots"], theirs.pivots, atol=2e-4)
+    np.testing.assert_allclose(ours["dense"], theirs.dense, atol=2e-4)
+
+
 def vars_of(config: HiMARSamplingConfig) -> dict[str, float | str]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 

@@ -16,7 +16,6 @@ from runtime.himar_profiles import STEPPED
 from runtime.pipeline import Pipeline
 from runtime.trace import Trace
 from scripts.himar_case import CaseDraws, case_sampling
-from tests.himar_checkpoints import make_himar_bundle
 from tests.himar_golden import HiMARCase
 
 TINY = ("nocfg", "linear", "constant", "iter1", "iter12", "only_cfg", "only_re_cfg", "unlabelled")
@@ -59,9 +58,9 @@ def test_golden_generation(pipeline: HiMARPipeline, name: str) -> None:
         case.check(array, ours[array])
 
 
-def test_float16_on_the_cpu_has_the_weights_few_times(tmp_path: Path) -> None:
+def test_float16_on_the_cpu_has_the_weights_few_times(tiny_himar_fp16_bundle: Path) -> None:
     """Each session converts them to float32: one a step would take all memory."""
-    with Pipeline.load(make_himar_bundle(tmp_path, precision="fp16"), "ort-cpu") as pipeline:
+    with Pipeline.load(tiny_himar_fp16_bundle, "ort-cpu") as pipeline:
         assert isinstance(pipeline, HiMARPipeline)
         runner = pipeline.runner
         assert isinstance(runner, OnnxRuntimeRunner)

@@ -71,6 +71,9 @@ void OrtRunner::map_weights() {
 Values OrtRunner::run(const GraphSpec& graph, const Values& feeds) {
     if (uses_trunks_ && (graph.kind == "ns" || graph.kind == "mask"))
         return run_as_trunk(*this, graph, feeds);
+    // likewise all steps of a Hi-MAR phase but the first
+    if (uses_trunks_ && (graph.kind == "pivot" || graph.kind == "dense") && graph.step_idx.value_or(0) > 0)
+        return StepRunner::run(manifest().graph(graph.kind), feeds);
     return StepRunner::run(graph, feeds);
 }
 
