@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from plugins_trt.transformer import kernel
-from plugins_trt.transformer.tiles import HEAD_DIM, PROGRAMS, AttentionTile, Tile
+from plugins_trt.transformer.tiles import PROGRAMS, AttentionTile, Tile
 
 
 def linear(
@@ -22,7 +22,6 @@ def linear(
     length: int = 1,
     has_low: bool = False,
     has_gelu: bool = False,
-    has_silu: bool = False,
     residual_Rn: Tensor | None = None,
     ada_NC: Tensor | None = None,
     gate_at: int = 0,
@@ -39,7 +38,7 @@ def linear(
     (R, k), n = x_Rk.shape, out_Rn.shape[1]
     depth = k // 2 if has_low else k
     epilogue = kernel.PLAIN if residual_Rn is None else kernel.RESIDUAL
-    epilogue = kernel.GELU if has_gelu else kernel.SILU if has_silu else epilogue
+    epilogue = kernel.GELU if has_gelu else epilogue
     ada = x_Rk if ada_NC is None else ada_NC
     tensors = (
         x_Rk,
@@ -80,20 +79,16 @@ def normalize(
     length: int,
     scale_at: int,
     shift_at: int,
-    affine: tuple[Tensor, Tensor] | None = None,
     eps: float = 1e-6,
     overlaps: bool = False,
 ) -> Tensor:
-    """Layer norm and modulation, into `out_Rk`: (R, C), or (R, 2C) with what rounding lacks.
-
-    Args:
-        affine: weight and bias of the norm itself, (C,) each.
-    """
+    """Layer norm and modulation, into `out_Rk`: (R, C), or (R, 2C) with what rounding lacks."""
     (R, C), block = x_RC.shape, max(1024, triton.next_power_of_2(x_RC.shape[1]))
     kernel.normalize_kernel[(R,)](
         x_RC,
         ada_NC,
-        *(affine or (x_RC, x_RC)),
+        None,
+        None,
         out_Rk,
         length,
         C,
@@ -102,7 +97,7 @@ def normalize(
         shift_at,
         eps,
         HAS_LOW=out_Rk.shape[1] == 2 * C,
-        IS_AFFINE=affine is not None,
+        IS_AFFINE=False,
         BLOCK=block,
         num_warps=block // 256,
         **_launch(overlaps),
@@ -112,22 +107,21 @@ def normalize(
 
 def attend(
     qkv_Nl3C: Tensor,
-    scale_mul_H: Tensor | None,
+    scale_mul_H: Tensor,
     out_NlC: Tensor,
     *,
     tile: AttentionTile,
     overlaps: bool = False,
 ) -> Tensor:
-    """Attention within each image, into `out_NlC`; of unit-length queries and keys with
-    `scale_mul_H`."""
+    """Attention of unit-length queries and keys within each image, into `out_NlC`."""
     N, l, C = out_NlC.shape
-    kernel.attention_kernel[(-(-l // tile.queries), C // HEAD_DIM, N)](
+    kernel.attention_kernel[(-(-l // tile.queries), len(scale_mul_H), N)](
         qkv_Nl3C,
-        qkv_Nl3C if scale_mul_H is None else scale_mul_H,
+        scale_mul_H,
         out_NlC,
         l,
         C,
-        HAS_NORM=scale_mul_H is not None,
+        HAS_NORM=True,
         **tile.constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
