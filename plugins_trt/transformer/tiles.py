@@ -121,21 +121,13 @@ TILES: dict[Layer, dict[int, dict[int, Tile]]] = {
     },
     "head": {0: {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE}},
 }  # fmt: skip
-# of Hi-MAR's denoisers; these tiles were chosen for other layers
+"""By layer, width of the model from which on, and number of rows from which on."""
+# layers of Hi-MAR's denoisers, in tiles that were chosen for others
 TILES["ada"] = {0: {0: _few(64), 17: _some(64), 65: LONG, 129: WIDE}}
 TILES["silu"] = {
     width: {rows: tile for rows, tile in by_rows.items() if rows < 577}
     for width, by_rows in TILES["fc1"].items()
 }
-"""By layer, width of the model from which on, and number of rows from which on."""
-
-
-def choose_tile(layer: Layer, width: int, rows: int) -> Tile:
-    """The tile of a layer of a model of this width."""
-    by_width = TILES[layer]
-    by_rows = by_width[max(start for start in by_width if start <= width)]
-    return by_rows[max(start for start in by_rows if start <= rows)]
-
 
 NORM_BLOCKS = {0: 1024, 1025: 2048, 2049: 4096}
 """Values of a row that a program holds, by width from which on."""
@@ -152,3 +144,10 @@ ACTIVATE_BLOCK = 1024
 NOISE_DEPTH = 256  # values of a row in one step of the product
 NOISE_BLOCKS = {"dit": {0: 512, 513: 1024}, "mlp": {0: 1024, 1025: 2048}}
 """Values of a row that a program of `noise_kernel` holds, by denoiser and width from which on."""
+
+
+def choose_tile(layer: Layer, width: int, rows: int) -> Tile:
+    """The tile of a layer of a model of this width."""
+    by_width = TILES[layer]
+    by_rows = by_width[max(start for start in by_width if start <= width)]
+    return by_rows[max(start for start in by_rows if start <= rows)]
