@@ -38,11 +38,12 @@ pytestmark = [
 ]
 
 BASE = HIMAR_PRESETS["himar-base-256"]
-TIMESTEP, WEIGHT = 437, 2.5
+TIMESTEPS, WEIGHT = np.array([437, 999, 7], np.int32), 2.5
 RMS = 4e-3  # float16 through six blocks
 CASES: list[tuple[Kind, int, int]] = [
     ("denoise_pivot", 1, 3), ("denoise_pivot", 32, 2), ("denoise_pivot", 7, 1),
-    ("denoise_pivot_unguided", 5, 3), ("denoise_dense", 1, 256), ("denoise_dense", 3, 256),
+    ("denoise_pivot_unguided", 5, 3), ("denoise_pivot_modulated", 1, 2),
+    ("denoise_pivot_modulated", 7, 3), ("denoise_dense", 1, 256), ("denoise_dense", 3, 256),
     ("denoise_dense_unguided", 9, 256),
 ]  # fmt: skip
 
@@ -73,11 +74,15 @@ def test_noise_is_that_of_pytorch(
     )
     denoiser, stored = make_denoiser(BASE, name)
     halves = 1 if kind.endswith("_unguided") else 2
-    dims = {"B": images, "2B": 2 * images, "n": length}
-    plan = plan_denoiser(sizes, kind, dims, length, kernels.table)
+    # the denoiser in two parts takes the modulations of one of several time steps
+    in_two_parts = kind == "denoise_pivot_modulated"
+    step = len(TIMESTEPS) - 1 if in_two_parts else 0
+    dims = {"B": images, "N": 2 * images, "T": len(TIMESTEPS), "n": length}
+    kinds: tuple[Kind, ...] = ("modulate_pivot", kind) if in_two_parts else (kind,)
+    plans = [plan_denoiser(sizes, k, dims, length, kernels.table) for k in kinds]
     arrays = denoiser_weights(sizes, lambda tensor: stored[tensor].numpy())
-    weights = DeviceArrays(device, arrays, 4 * plan.num_arrivals)
-    engine = PlannedEngine(kernels, device, [dims], [plan], weights, weights.nbytes)
+    weights = DeviceArrays(device, arrays, 4 * max(plan.num_arrivals for plan in plans))
+    engine = PlannedEngine(kernels, device, [dims] * len(plans), plans, weights, weights.nbytes)
     g = torch.Generator().manual_seed(images)
     x = torch.randn((images, length, 16), generator=g)
     cond = torch.randn((halves * images, length, width), generator=g).half()
@@ -91,22 +96,29 @@ def test_noise_is_that_of_pytorch(
     values = {
         "x": upload(x.numpy()),
         "head_cond": upload(cond.numpy()),
-        "timestep": upload(np.array([TIMESTEP], np.int32)),
+        "timestep": upload(TIMESTEPS if in_two_parts else TIMESTEPS[:1]),
         "scale": upload(np.array([WEIGHT], np.float32)),
         "noise": upload(np.full(x.shape, np.nan, np.float32)),
         "variance": upload(np.full(x.shape, np.nan, np.float32)),
     }
-    scratch = upload(np.full(plan.nbytes, 0xFF, np.uint8))
-    addresses = {key: value.buffer.address for key, value in values.items()}
-    shapes = {key: value.shape for key, value in values.items()}
-    denoiser, time = denoiser.cuda(), torch.tensor([TIMESTEP], device="cuda")
+    parts = [values]
+    if in_two_parts:
+        vectors = sizes.num_vectors * width
+        shape = len(TIMESTEPS), halves * images, length, vectors
+        modulation = upload(np.full(shape, np.nan, np.float16))
+        parts = [values | {"modulation": of} for of in (modulation, modulation[step])]
+    scratch = upload(np.full(max(plan.nbytes for plan in plans), 0xFF, np.uint8))
+    denoiser, time = denoiser.cuda(), torch.from_numpy(TIMESTEPS[step : step + 1]).cuda()
     with torch.inference_mode():
         arguments = x.cuda(), denoiser.time(time), cond.cuda().float()
         expected = (
             guided_noise(denoiser, *arguments, WEIGHT) if halves == 2 else denoiser(*arguments)
         ).cpu()
     for _ in range(2):  # the second call finds counters and scratch memory as the first left them
-        engine.execute(0, shapes, addresses, scratch.buffer.address, device.stream)
+        for i, part in enumerate(parts):
+            addresses = {key: value.buffer.address for key, value in part.items()}
+            shapes = {key: value.shape for key, value in part.items()}
+            engine.execute(i, shapes, addresses, scratch.buffer.address, device.stream)
         ours = torch.from_numpy(values["noise"].numpy(device))
         error = float((ours - expected[..., :16]).norm() / expected[..., :16].norm())
         assert error < RMS

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hmar.config import HIMAR_PRESETS
+from runtime.backends.denoiser_engine import planned_denoisers
 from runtime.bundle import Kind
-from runtime.denoiser_plan import DENOISER_KINDS, DenoiserSizes, plan_denoiser, read_sizes
+from runtime.denoiser_plan import (
+    DENOISER_KINDS,
+    DenoiserSizes,
+    denoiser_weights,
+    plan_denoiser,
+    read_sizes,
+)
 from runtime.errors import BackendUnavailableError
 from runtime.launches import ARRIVALS, LaunchPlan
 from tests.kernel_tables import kernel_table
 from tests.unit.runtime.manifests import himar_manifest
+from tests.unit.runtime.published import published_himar
 
 aot = pytest.importorskip("plugins_trt.transformer.aot", reason="no triton")
 
@@ -84,6 +93,37 @@ def test_places_hold_what_is_written(kernels: Kernels, plans: list[tuple[LaunchP
                 width = int(step.scalars["width"])
                 assert of["SPLITS"] * step.scalars["rows"] * width * 4 <= room["partials"]
                 assert pointers["arrivals"] == ARRIVALS and step.grid[0] <= plan.num_arrivals
+
+
+@pytest.mark.parametrize("preset", HIMAR_PRESETS)
+def test_launches_of_a_published_bundle_read_what_it_has(kernels: Kernels, preset: str) -> None:
+    manifest = published_himar(preset)
+    planned = planned_denoisers(manifest, kernels, (1, 3, 64))
+    kinds = {name: graph.kind for name, graph in manifest.graphs.items()}
+    assert planned.keys() == {name for name, kind in kinds.items() if kind in DENOISER_KINDS}
+    # bytes, since only shapes count
+    weights = {
+        tensor: array.shape
+        for kind in ("denoise_pivot", "denoise_dense")
+        for tensor, array in denoiser_weights(
+            sizes_of(HIMAR_PRESETS[preset], kind),
+            lambda name: np.broadcast_to(np.int8(0), manifest.tensors[name].shape),
+        ).items()
+    }
+    for name, (profiles, plans) in planned.items():
+        graph = manifest.graphs[name]
+        assert read_sizes(manifest, graph.kind) == sizes_of(HIMAR_PRESETS[preset], graph.kind)
+        assert len(profiles) == len(plans) > 0
+        given = {ARRIVALS, *weights} | {t.name for t in (*graph.inputs, *graph.outputs)}
+        for plan in plans:
+            read = {place for step in plan.steps for place in step.pointers.values()}
+            assert read <= given | plan.offsets.keys()
+            assert {t.name for t in graph.outputs} <= read, "all are written"
+            for step in plan.steps:
+                if "depth" in step.scalars:
+                    shape = step.scalars["depth"], step.scalars["width"]
+                    assert weights[step.pointers["weights"]] == shape
+                    assert weights[step.pointers["bias"]] == shape[1:]
 
 
 def test_models_without_kernels() -> None:

@@ -8,36 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from export.himar.steps import Catalogue
-from hmar.config import HIMAR_PRESETS, KLVAEConfig
-from runtime.bundle import GraphSpec, Manifest
+from runtime.bundle import Manifest
 from runtime.decoder_plan import read_sizes
 from runtime.engine_plan import EngineOptions, EngineSpec, pad_rows, plan_engines, select_profile
 from runtime.errors import BackendUnavailableError
 from runtime.glue_plan import check_tensors
-from tests.unit.runtime.manifests import himar_manifest
-
-BASE = HIMAR_PRESETS["himar-base-256"]
+from tests.unit.runtime.published import published_himar
 
 
 @pytest.fixture(scope="module")
 def base() -> Manifest:
     """The graphs of Hi-MAR-B as they are exported."""
-    manifest = himar_manifest()
-    model = replace(manifest.himar, pivot_side=8, dense_side=16, num_iter=4)
-    graphs = {
-        step.name: GraphSpec(
-            kind=step.kind,
-            step_idx=step.step_idx,
-            inputs=step.inputs,
-            outputs=step.outputs,
-            file="graph.onnx",
-            sha256="0" * 64,
-            nbytes=1,
-        )
-        for step in Catalogue(BASE, KLVAEConfig(), "fp16", 4).steps()
-    }
-    return replace(manifest, model=model, graphs=graphs)
+    return published_himar("himar-base-256")
 
 
 def planned(manifest: Manifest, options: EngineOptions) -> dict[str, EngineSpec]:

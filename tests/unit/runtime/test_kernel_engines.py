@@ -15,7 +15,7 @@ from runtime.bundle import Bundle, WeightSpec
 from runtime.errors import BackendUnavailableError
 from tests.kernel_tables import kernel_table
 from tests.unit.runtime.manifests import himar_manifest
-from tests.unit.runtime.published import published
+from tests.unit.runtime.published import published, published_himar
 
 TABLES = {
     part: pytest.importorskip(f"plugins_trt.{part}.aot", reason="no triton")
@@ -63,9 +63,19 @@ def test_models_without_kernels_need_engines() -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_another_family_needs_engines() -> None:
-    himar = Bundle(Path("himar"), himar_manifest(precision="fp16"))
-    assert kinds_with_kernels(himar, "sm90", (1,)) == set()
+def test_denoisers_of_published_sizes_need_no_engines() -> None:
+    himar = Bundle(Path("himar"), published_himar("himar-base-256"))
+    kinds = {graph.kind for graph in himar.manifest.graphs.values()}
+    denoisers = {kind for kind in kinds if kind.startswith(("denoise_", "modulate_"))}
+    assert kinds_with_kernels(himar, "sm90", (1, 32)) == denoisers
+    assert kinds_with_kernels(himar, "sm80", (1, 32)) == set()
+
+
+@pytest.mark.usefixtures("library")
+def test_other_denoisers_need_engines() -> None:
+    unknown = himar_manifest(precision="fp16")
+    for manifest in (unknown, published_himar("himar-base-256", "fp32")):
+        assert kinds_with_kernels(Bundle(Path("himar"), manifest), "sm90", (1,)) == set()
 
 
 def test_without_the_library_all_is_engines(monkeypatch: pytest.MonkeyPatch) -> None:
