@@ -8,7 +8,6 @@ compute capability 9.0), and TensorRT for whole generations.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,6 @@ import torch
 from export import ExportConfig, export_bundle
 from hmar.config import TokenizerConfig
 from hmar.vae import VQVAE
-from plugins_trt.loader import PluginError, open_library
 from runtime.backends.cuda import CudaDevice
 from runtime.backends.decoder_engine import decoder_engine
 from runtime.backends.device_values import BufferPool, DeviceValue
@@ -33,18 +31,11 @@ from runtime.decoder_plan import DecoderSizes
 from runtime.engine_cache import build_engines
 from runtime.engine_plan import EngineOptions
 from runtime.engine_target import choose_target, local_gpu
-from runtime.errors import BackendUnavailableError
 from runtime.pipeline import Pipeline
 from tests.golden_data import assert_close
+from tests.gpu.library import open_kernels
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        importlib.util.find_spec("cuda") is None
-        or importlib.util.find_spec("cuda.bindings") is None,
-        reason="no cuda.bindings: pip install cuda-bindings",
-    ),
-]
+pytestmark = pytest.mark.gpu
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 BATCHES = (1, 3, 8)
@@ -57,18 +48,8 @@ RMS = 5e-3
 
 
 @pytest.fixture(scope="module")
-def device() -> Iterator[CudaDevice]:
-    device = CudaDevice()
-    yield device
-    device.close()
-
-
-@pytest.fixture(scope="module")
 def kernels(device: CudaDevice) -> KernelLibrary:
-    try:
-        return KernelLibrary(open_library("trt").path, "decoder", device.gpu)
-    except (PluginError, BackendUnavailableError) as error:
-        pytest.skip(str(error))
+    return open_kernels("decoder", device)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ compute capability 9.0).
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -18,24 +16,16 @@ import torch
 
 from hmar.config import HIMAR_PRESETS
 from hmar.diffusion_head import guided_noise
-from plugins_trt.loader import PluginError, open_library
 from runtime.backends.cuda import CudaDevice
 from runtime.backends.device_values import BufferPool, DeviceValue
 from runtime.backends.kernel_library import KernelLibrary
 from runtime.backends.planned_engine import DeviceArrays, PlannedEngine
 from runtime.bundle import Kind
 from runtime.denoiser_plan import DenoiserSizes, denoiser_weights, plan_denoiser
-from runtime.errors import BackendUnavailableError
 from tests.denoisers import make_denoiser
+from tests.gpu.library import open_kernels
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        importlib.util.find_spec("cuda") is None
-        or importlib.util.find_spec("cuda.bindings") is None,
-        reason="no cuda.bindings: pip install cuda-bindings",
-    ),
-]
+pytestmark = pytest.mark.gpu
 
 BASE = HIMAR_PRESETS["himar-base-256"]
 TIMESTEPS, WEIGHT = np.array([437, 999, 7], np.int32), 2.5
@@ -49,18 +39,8 @@ CASES: list[tuple[Kind, int, int]] = [
 
 
 @pytest.fixture(scope="module")
-def device() -> Iterator[CudaDevice]:
-    device = CudaDevice()
-    yield device
-    device.close()
-
-
-@pytest.fixture(scope="module")
 def kernels(device: CudaDevice) -> KernelLibrary:
-    try:
-        return KernelLibrary(open_library("trt").path, "transformer", device.gpu)
-    except (PluginError, BackendUnavailableError) as error:
-        pytest.skip(str(error))
+    return open_kernels("transformer", device)
 
 
 @pytest.mark.parametrize(("kind", "images", "length"), CASES)

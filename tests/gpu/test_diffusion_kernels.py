@@ -7,47 +7,25 @@ needs the built plugin library and `cuda.bindings`.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
-from plugins_trt.loader import PluginError, open_library
 from runtime.backends.cuda import CudaDevice
 from runtime.backends.diffusion_kernels import CudaDiffusionKernels
-from runtime.backends.kernel_library import KernelLibrary
 from runtime.diffusion import diffusion_schedule
 from runtime.normals import NOISE, second_word
+from tests.gpu.library import open_kernels
 from tests.gpu.test_sampling_kernels import OnDevice
 from tests.host_device import HostDiffusionKernels
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        importlib.util.find_spec("cuda") is None
-        or importlib.util.find_spec("cuda.bindings") is None,
-        reason="no cuda.bindings: pip install cuda-bindings",
-    ),
-]
+pytestmark = pytest.mark.gpu
 
 SHARED = ("state", "first", "timestep", "held_tokens", "held", "positions", "images", "seed")
 
 
 @pytest.fixture(scope="module")
-def device() -> Iterator[CudaDevice]:
-    device = CudaDevice()
-    yield device
-    device.close()
-
-
-@pytest.fixture(scope="module")
 def kernels(device: CudaDevice) -> CudaDiffusionKernels:
-    try:
-        library = open_library("trt").path
-    except PluginError as error:
-        pytest.skip(str(error))
-    return CudaDiffusionKernels(KernelLibrary(library, "sampling", device.gpu), device.stream)
+    return CudaDiffusionKernels(open_kernels("sampling", device), device.stream)
 
 
 def arrays(B: int, n: int, C: int, phase: str, step: int) -> dict[str, np.ndarray]:

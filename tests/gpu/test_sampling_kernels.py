@@ -7,28 +7,17 @@ needs the built plugin library and `cuda.bindings`.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
-from plugins_trt.loader import PluginError, open_library
 from runtime.backends.cuda import CudaDevice
 from runtime.backends.device_values import BufferPool, DeviceValue
-from runtime.backends.kernel_library import KernelLibrary
 from runtime.backends.sampling_kernels import CudaSamplingKernels
 from runtime.trajectory import to_uint8
+from tests.gpu.library import open_kernels
 from tests.host_device import HostDevice, HostKernels
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        importlib.util.find_spec("cuda") is None
-        or importlib.util.find_spec("cuda.bindings") is None,
-        reason="no cuda.bindings: pip install cuda-bindings",
-    ),
-]
+pytestmark = pytest.mark.gpu
 
 NUM_SCALES, SCALE_IDX = 10, 4
 SETTINGS = {
@@ -68,19 +57,8 @@ class OnDevice:
 
 
 @pytest.fixture(scope="module")
-def device() -> Iterator[CudaDevice]:
-    device = CudaDevice()
-    yield device
-    device.close()
-
-
-@pytest.fixture(scope="module")
 def kernels(device: CudaDevice) -> CudaSamplingKernels:
-    try:
-        library = open_library("trt").path
-    except PluginError as error:
-        pytest.skip(str(error))
-    return CudaSamplingKernels(KernelLibrary(library, "sampling", device.gpu), device.stream)
+    return CudaSamplingKernels(open_kernels("sampling", device), device.stream)
 
 
 @pytest.mark.parametrize("is_guided", [True, False], ids=["guided", "unguided"])

@@ -8,7 +8,6 @@ compute capability 9.0).
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,23 +18,15 @@ from torch import Tensor
 from export.tensors import BLOCK_LINEARS, named_blocks
 from hmar.config import HMARConfig
 from hmar.hmar import HMAR
-from plugins_trt.loader import PluginError, open_library
 from runtime.backends.cuda import CudaDevice
 from runtime.backends.device_values import BufferPool, DeviceValue
 from runtime.backends.kernel_library import KernelLibrary
 from runtime.backends.planned_engine import DeviceArrays, PlannedEngine
-from runtime.errors import BackendUnavailableError
 from runtime.transformer_plan import TransformerSizes, plan_pass, transformer_weights
 from tests.golden_data import assert_close
+from tests.gpu.library import open_kernels
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        importlib.util.find_spec("cuda") is None
-        or importlib.util.find_spec("cuda.bindings") is None,
-        reason="no cuda.bindings: pip install cuda-bindings",
-    ),
-]
+pytestmark = pytest.mark.gpu
 
 CONFIG = HMARConfig(depth=3, branch_layers=1, embed_dim=1024, num_heads=16, num_classes=10)
 # every division of the work, and sizes off the tiles: 1 row to 4,352
@@ -48,18 +39,8 @@ RMS = 2e-3
 
 
 @pytest.fixture(scope="module")
-def device() -> Iterator[CudaDevice]:
-    device = CudaDevice()
-    yield device
-    device.close()
-
-
-@pytest.fixture(scope="module")
 def kernels(device: CudaDevice) -> KernelLibrary:
-    try:
-        return KernelLibrary(open_library("trt").path, "transformer", device.gpu)
-    except (PluginError, BackendUnavailableError) as error:
-        pytest.skip(str(error))
+    return open_kernels("transformer", device)
 
 
 @pytest.fixture(scope="module")
