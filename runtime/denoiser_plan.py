@@ -59,8 +59,6 @@ def read_sizes(manifest: Manifest, kind: Kind) -> DenoiserSizes:
     Raises:
         BackendUnavailableError: it is not in float16, or the kernels do not compute what it needs.
     """
-    if manifest.family != "himar":
-        raise BackendUnavailableError("the denoisers' kernels are for Hi-MAR")
     if manifest.precision != "fp16":
         raise BackendUnavailableError(
             f"the denoisers' kernels compute in float16, the bundle is in {manifest.precision}; "

@@ -226,9 +226,15 @@ def main() -> None:
     bundle.check_files()
     gpus, batches = parse_list(args.gpu, "--gpu"), parse_batches(args.batch)
     local = find_gpu(is_needed=not gpus)
+    can_record = args.record_schedules != "off" and bundle.manifest.family == "hmar"
     if not args.only_recordings:
         build(args, bundle, gpus, batches, local)
-    if args.record_schedules == "off" or bundle.manifest.family != "hmar":
+    elif not can_record:
+        raise ValueError(
+            "--only-recordings: nothing to record with --record-schedules off, or of a bundle that "
+            f"is not of HMAR (this one is of {bundle.manifest.family})"
+        )
+    if not can_record:
         return
     try:
         targets = gpus or [required_gpu(local)]

@@ -29,8 +29,6 @@ def planned_denoisers(manifest: Manifest, table: KernelTable, batches: Sequence[
         BackendUnavailableError: there are no kernels for these sizes.
     """
     planned: Planned = {}
-    for kind in DENOISER_KINDS:
-        read_sizes(manifest, kind)
     for spec in plan_engines(manifest, EngineOptions(batches=tuple(batches), guidance="any")):
         if spec.kind in DENOISER_KINDS:
             sizes, dense = read_sizes(manifest, spec.kind), manifest.himar.num_dense

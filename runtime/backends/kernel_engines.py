@@ -15,7 +15,7 @@ from runtime.backends.glue_engine import glue_engines, planned_glue
 from runtime.backends.kernel_library import KernelLibrary, Kernels, Part, read_table
 from runtime.backends.planned_engine import PlannedEngine
 from runtime.backends.transformer_engine import planned_passes, transformer_engines
-from runtime.bundle import Bundle, Kind
+from runtime.bundle import Bundle, Family, Kind
 from runtime.config import BackendConfig
 from runtime.denoiser_plan import DENOISER_KINDS
 from runtime.errors import BackendUnavailableError
@@ -35,6 +35,13 @@ KINDS: dict[Setting, tuple[Kind, ...]] = {
     "denoisers": DENOISER_KINDS,
 }
 """Kinds of graph that a setting is about."""
+
+FAMILIES: dict[Setting, Family] = {
+    "decoder": "hmar",
+    "transformer": "hmar",
+    "denoisers": "himar",
+}
+"""Models that there are kernels of."""
 
 
 def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[Kind]:
@@ -58,6 +65,7 @@ def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[
     kinds: set[Kind] = set()
     for setting, check in checks.items():
         try:
+            _check_family(setting, bundle)
             check(partial(read_table, open_library("trt").path, gpu=gpu))
         except (PluginError, BackendUnavailableError) as error:
             logger.info("%s: TensorRT, since %s", setting, error)
@@ -110,16 +118,27 @@ def planned_engines(
     def denoisers() -> Engines:
         return denoiser_engines(bundle, kernels("transformer"), device, batches)
 
-    yield from _load("decoder", config, decoder).items()
-    yield from _load("transformer", config, transformer).items()
-    yield from _load("denoisers", config, denoisers).items()
+    yield from _load("decoder", bundle, config, decoder).items()
+    yield from _load("transformer", bundle, config, transformer).items()
+    yield from _load("denoisers", bundle, config, denoisers).items()
 
 
-def _load(setting: Setting, config: BackendConfig, load: Callable[[], Engines]) -> Engines:
+def _check_family(setting: Setting, bundle: Bundle) -> None:
+    if bundle.manifest.family != FAMILIES[setting]:
+        raise BackendUnavailableError(
+            f"these kernels are for bundles of the family {FAMILIES[setting]}, this one is of "
+            f"{bundle.manifest.family}"
+        )
+
+
+def _load(
+    setting: Setting, bundle: Bundle, config: BackendConfig, load: Callable[[], Engines]
+) -> Engines:
     use = getattr(config, setting)
     if use == "engine" or not all(config.runs(kind, "trt") for kind in KINDS[setting]):
         return {}
     try:
+        _check_family(setting, bundle)
         engines = load()
     except (PluginError, BackendUnavailableError) as error:
         if use == "kernels":

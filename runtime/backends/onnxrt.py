@@ -12,11 +12,10 @@ import numpy as np
 
 from plugins_trt.loader import Library, PluginError, open_library, register_ort
 from runtime.backends.base import StepRunner
-from runtime.backends.trunk import run_as_trunk
+from runtime.backends.shared_graphs import has_shared_graphs, run_by_shared_graphs
 from runtime.bundle import STORED_AS, Bundle, DtypeName
 from runtime.config import BackendConfig, BackendName
 from runtime.errors import BackendError, BackendUnavailableError, DeviceMemoryError
-from runtime.himar_profiles import STEPPED
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class OnnxRuntimeRunner(StepRunner):
             self._providers = [(provider, CUDA_OPTIONS), PROVIDERS["ort-cpu"]]
         self._bundle, self._threads = bundle, config.threads
         self._plugin = self._find_plugin() if config.attention == "plugin" else None
-        self._uses_trunks = self.manifest.precision == "fp16" and self._name == "ort-cpu"
+        self._shares_graphs = self.manifest.precision == "fp16" and self._name == "ort-cpu"
         self._sessions: dict[str, Any] = {}
         self._weights = self._map_weights()
 
@@ -210,10 +209,8 @@ class OnnxRuntimeRunner(StepRunner):
 
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
         spec = self.manifest.graphs[graph]
-        if self._uses_trunks and spec.kind in ("ns", "mask"):
-            return run_as_trunk(self.manifest, graph, feeds, self._run)
-        if self._uses_trunks and spec.kind in STEPPED and spec.step_idx:
-            return self._run(self.manifest.graph(spec.kind), feeds)
+        if self._shares_graphs and has_shared_graphs(spec):
+            return run_by_shared_graphs(self.manifest, graph, feeds, self._run)
         session = self._session(graph)
         values = {i.name: self._fed(feeds[i.name], i.dtype) for i in spec.inputs}
         try:

@@ -22,6 +22,7 @@ from runtime.backends.generation import Generations
 from runtime.backends.kernel_engines import kernel_engines
 from runtime.backends.kernel_library import KernelLibrary
 from runtime.backends.sampling_kernels import CudaSamplingKernels, SamplingKernels
+from runtime.backends.shared_graphs import has_shared_graphs, run_by_shared_graphs
 from runtime.backends.staged_engine import StagedEngine
 from runtime.backends.trt_engine import Engine, TensorRTEngine
 from runtime.backends.trt_library import (
@@ -31,14 +32,12 @@ from runtime.backends.trt_library import (
     load_plugins,
     make_logger,
 )
-from runtime.backends.trunk import run_as_trunk
 from runtime.bundle import STORED_AS, Bundle, Manifest, TensorSpec
 from runtime.config import BackendConfig, SamplingConfig
 from runtime.denoising import Denoising
 from runtime.engine_manifest import FUNCTION_BODY, EngineFolder, built_with, find_engines
 from runtime.engine_plan import (
     HALVED,
-    STEPS,
     Dims,
     batches_up_to,
     bind,
@@ -56,7 +55,6 @@ from runtime.errors import (
     DeviceMemoryError,
     EngineIncompatibleError,
 )
-from runtime.himar_profiles import STEPPED
 
 logger = logging.getLogger(__name__)
 
@@ -158,10 +156,8 @@ class TensorRTRunner(StepRunner):
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
         spec, engine = self.manifest.graphs[graph], self._engines.get(graph)
         if engine is None:
-            if spec.kind in STEPS:
-                return run_as_trunk(self.manifest, graph, feeds, self._run, self._constant)
-            if spec.kind in STEPPED and spec.step_idx:
-                return self._run(self.manifest.graph(spec.kind), feeds)
+            if has_shared_graphs(spec):
+                return run_by_shared_graphs(self.manifest, graph, feeds, self._run, self._constant)
             raise EngineIncompatibleError(
                 f"graph {graph}: no engine of it is loaded, there are {sorted(self._engines)}; "
                 f"build one with scripts/build_engines.py, or run it elsewhere, such as "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from runtime.bundle import MANIFEST_FILE, Bundle
 from runtime.himar_config import HiMARSamplingConfig
 from runtime.himar_pipeline import HiMARPipeline
 from runtime.himar_trajectory import to_map
@@ -18,6 +21,7 @@ from tests.cpp_build import build_cpp
 from tests.cpp_himar import PHASES, CppHimarSession, StepEvent
 from tests.cpp_runtime import CppSession, Library, StatusError
 from tests.himar_golden import HiMARCase
+from tests.recorded import linked_bundle
 
 QUICK = HiMARSamplingConfig(
     num_iter=2, pivot_diffusion_steps="2,1,0,0", dense_diffusion_steps="2,1,0,0"
@@ -69,16 +73,31 @@ def test_same_seed_same_tokens_as_python(
 
 
 def test_float16_goes_through_the_graphs_of_many_steps_as_in_python(
-    tiny_himar_fp16_bundle: Path,
+    tiny_himar_fp16_bundle: Path, tmp_path: Path
 ) -> None:
-    library = Library(build_cpp("cpp").library)
-    with CppHimarSession(library, tiny_himar_fp16_bundle) as session:
+    folder = tmp_path / "bundle"
+    spoil_step_graphs(linked_bundle(folder, tiny_himar_fp16_bundle))
+    with CppHimarSession(Library(build_cpp("cpp").library), folder) as session:
         ours = session.generate([3, -1], seed=5, sampling=QUICK)
-    with Pipeline.load(tiny_himar_fp16_bundle, "ort-cpu", threads=1) as pipeline:
+    with Pipeline.load(folder, "ort-cpu", threads=1) as pipeline:
         assert isinstance(pipeline, HiMARPipeline)
         theirs = pipeline.generate_tokens([3, -1], seed=5, sampling=QUICK)
     np.testing.assert_allclose(ours["pivots"], theirs.pivots, atol=2e-4)
     np.testing.assert_allclose(ours["dense"], theirs.dense, atol=2e-4)
+
+
+def spoil_step_graphs(bundle: Bundle) -> None:
+    """No graph of a later step can be loaded; the manifest agrees with what is there."""
+    data = b"no graph"
+    stored = json.loads((bundle.folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    for graph in stored["graphs"].values():
+        if graph["kind"] in ("pivot", "dense") and graph["step_idx"]:
+            graph |= {"sha256": hashlib.sha256(data).hexdigest(), "nbytes": len(data)}
+            path = bundle.folder / graph["file"]
+            path.unlink()
+            path.write_bytes(data)
+    (bundle.folder / MANIFEST_FILE).unlink()
+    (bundle.folder / MANIFEST_FILE).write_text(json.dumps(stored), encoding="utf-8")
 
 
 def vars_of(config: HiMARSamplingConfig) -> dict[str, float | str]:

@@ -27,7 +27,7 @@ from tests.trace_check import compare_trace
 TINY = Case("tiny")
 EXAMPLES = Path(__file__).resolve().parents[2] / "runtime" / "cpp" / "examples"
 SANITIZERS = {
-    "address,undefined": "unit_test;himar_test;api_test;gpu_test",
+    "address,undefined": "unit_test;himar_test;api_test;gpu_test;gpu_faults_test",
     "thread": "api_test;gpu_test",
 }
 """And the test programs that they look at."""

@@ -280,3 +280,6 @@ def test_build_engines_records(
     monkeypatch.setattr(sys, "argv", [*command, "--record-schedules", "slow"])
     with pytest.raises(ValueError, match="schedule 'slow' is no name"):
         build_engines.main()
+    monkeypatch.setattr(sys, "argv", [*command, "--record-schedules", "off"])
+    with pytest.raises(ValueError, match="--only-recordings: nothing to record"):
+        build_engines.main()

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "trunk.h"
+#include "shared_graphs.h"
 
 namespace hmar::core {
 namespace {
@@ -51,8 +51,8 @@ OrtRunner::OrtRunner(std::shared_ptr<const Bundle> bundle, const OrtOptions& opt
                          "; load the library of onnxruntime-gpu, or use the backend ort-cpu"));
     }
     uses_cuda_ = has_cuda && options.backend != HMAR_BACKEND_ORT_CPU;
-    // the CPU computes float16 in float32, from a copy of the weights per session: two trunks need two
-    uses_trunks_ = manifest().precision == "fp16" && !uses_cuda_;
+    // the CPU computes float16 in float32, from a copy of the weights per session: few graphs need few
+    shares_graphs_ = manifest().precision == "fp16" && !uses_cuda_;
     name_ = text(uses_cuda_ ? "ort-cuda" : "ort-cpu", " (ONNX Runtime ", library_.version(), ")");
     map_weights();
 }
@@ -69,11 +69,7 @@ void OrtRunner::map_weights() {
 }
 
 Values OrtRunner::run(const GraphSpec& graph, const Values& feeds) {
-    if (uses_trunks_ && (graph.kind == "ns" || graph.kind == "mask"))
-        return run_as_trunk(*this, graph, feeds);
-    // likewise all steps of a Hi-MAR phase but the first
-    if (uses_trunks_ && (graph.kind == "pivot" || graph.kind == "dense") && graph.step_idx.value_or(0) > 0)
-        return StepRunner::run(manifest().graph(graph.kind), feeds);
+    if (shares_graphs_ && has_shared_graphs(graph)) return run_by_shared_graphs(*this, graph, feeds);
     return StepRunner::run(graph, feeds);
 }
 

@@ -39,7 +39,7 @@ class OrtRunner : public StepRunner {
 
     const OrtLibrary library_;
     const int threads_;
-    bool uses_cuda_ = false, uses_trunks_ = false;
+    bool uses_cuda_ = false, shares_graphs_ = false;
     std::string name_;
     const OrtHandle<OrtEnv> env_;
     const OrtHandle<OrtMemoryInfo> memory_;

@@ -76,8 +76,22 @@ void write_ppm(const Picture& picture, const std::string& path) {
     if (!file.flush()) throw std::runtime_error(path + ": cannot be written");
 }
 
+bool is_ppm(const std::string& path) {
+    return path.size() > 4 && path.compare(path.size() - 4, 4, ".ppm") == 0;
+}
+
+// Before the pictures are made.
+void check_format(const std::string& path) {
+#ifndef HMAR_HAS_PNG
+    if (!is_ppm(path)) {
+        throw std::invalid_argument(path + ": built without libpng, this program writes .ppm files");
+    }
+#endif
+    (void)path;
+}
+
 void write_picture(const Picture& picture, const std::string& path) {
-    if (path.size() > 4 && path.compare(path.size() - 4, 4, ".ppm") == 0) {
+    if (is_ppm(path)) {
         write_ppm(picture, path);
         return;
     }
@@ -89,8 +103,6 @@ void write_picture(const Picture& picture, const std::string& path) {
     if (!png_image_write_to_file(&image, path.c_str(), 0, picture.values.data(), 0, nullptr)) {
         throw std::runtime_error(path + ": " + image.message);
     }
-#else
-    throw std::invalid_argument(path + ": built without libpng, this program writes .ppm files");
 #endif
 }
 
@@ -161,6 +173,7 @@ void repeat(int32_t count, Generate generate) {
 }
 
 void generate(const Options& options) {
+    check_format(options.out);
     const auto start = Clock::now();
     const hmar::Bundle bundle(options.bundle,
                               options.check_weights ? HMAR_CHECK_ALL : HMAR_CHECK_ALL_BUT_WEIGHTS);

@@ -278,7 +278,7 @@ def test_the_decoder_is_kernels_where_there_are_some(
         return decoder
 
     monkeypatch.setattr(kernel_engines, "decoder_of_bundle", of_bundle)
-    config = BackendConfig(name="trt", decoder=kind, transformer="engine", denoisers="engine")
+    config = BackendConfig(name="trt", decoder=kind, transformer="engine")
     runner = TensorRTRunner.load(bundle, config)
     assert opened == [(bundle, "decoder", machine.device, [1, 8])]
     runner.close()

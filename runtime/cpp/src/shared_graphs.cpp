@@ -1,11 +1,22 @@
-#include "trunk.h"
+#include "shared_graphs.h"
 
 #include <numeric>
 
 namespace hmar::core {
+namespace {
 
-Values run_as_trunk(StepRunner& runner, const GraphSpec& graph, const Values& feeds) {
+bool is_of_scale(const GraphSpec& graph) { return graph.kind == "ns" || graph.kind == "mask"; }
+
+}  // namespace
+
+bool has_shared_graphs(const GraphSpec& graph) {
+    return is_of_scale(graph) ||
+           ((graph.kind == "pivot" || graph.kind == "dense") && graph.step_idx.value_or(0) > 0);
+}
+
+Values run_by_shared_graphs(StepRunner& runner, const GraphSpec& graph, const Values& feeds) {
     const Manifest& manifest = runner.manifest();
+    if (!is_of_scale(graph)) return runner.run(manifest.graph(graph.kind), feeds);
     const int scale_idx = graph.scale_idx.value_or(0);
     const bool is_mask = graph.kind == "mask";
     const auto length = int64_t(manifest.hmar().length(scale_idx));
