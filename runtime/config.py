@@ -122,7 +122,8 @@ class BackendConfig:
             for a float16 decoder of the published sizes or the demo's on an H100), "engine"
             (TensorRT's), or "auto", which is kernels where there are some.
         transformer: what runs the passes of the transformer, and what lies between them; likewise,
-            the library's kernels being for float16 models of the published widths.
+            the library's kernels being for float16 models of the published widths (of Hi-MAR
+            but the largest).
         denoisers: what runs Hi-MAR's denoisers; likewise, for float16 models of the published
             sizes.
         nvtx: mark every step with an NVTX range named after its graph, for Nsight Systems; there is

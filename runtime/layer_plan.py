@@ -18,7 +18,8 @@ INT32 = 1 << 31  # offsets are below it
 
 @dataclass(frozen=True, slots=True)
 class Modulation:
-    """Modulation vectors: where they are, and how many values from one to the next."""
+    """Modulation vectors: where they are, and how many values from one to the next; 0 = all share
+    one."""
 
     place: str
     stride: int
@@ -83,6 +84,15 @@ class LayerPlanner:
         places = {"scale_at": scale_at, "shift_at": shift_at}
         sizes = {"length": self.length, "width": C, "ada_stride": ada.stride}
         self.add(kernel, (self.rows,), pointers, **sizes, **places, eps=eps)
+
+    def layer_norm(self, own: str, eps: float) -> None:
+        """The norm of the stream, to `rows`; `own` are its tensors, without `.weight`, `.bias`."""
+        self.scratch.add("rows", self.rows * self.width * HALF)
+        kernel, _ = self.select("layer_norm", self.rows)
+        pointers = {"x": self.stream, "gain": f"{own}.weight", "offset": f"{own}.bias"}
+        sizes = {"length": self.length, "width": self.width, "ada_stride": 0}
+        places = {"scale_at": 0, "shift_at": 0}
+        self.add(kernel, (self.rows,), {**pointers, "out": "rows"}, **sizes, **places, eps=eps)
 
     def attend(self, heads: int, images: int, length: int, scale_mul: str = "") -> None:
         """Attention of `wide` within each image, to `rows`; of unit vectors with `scale_mul`."""

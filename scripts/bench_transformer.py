@@ -54,7 +54,8 @@ class Problem:
     def random(cls, layer: Layer, rows: int, width: int, vocab: int) -> Problem:
         depth, columns = {
             "qkv": (width, 3 * width), "proj": (width, width), "fc1": (width, 4 * width),
-            "fc2": (4 * width, width), "head": (2 * width, vocab),
+            "fc2": (4 * width, width), "head": (2 * width, vocab), "silu": (width, width),
+            "ada": (width, 38 * width), "gelu_erf": (width, 4 * width),
         }[layer]  # fmt: skip
         g = torch.Generator("cuda").manual_seed(0)
 
@@ -79,17 +80,19 @@ class Problem:
 
     def ours(self, tile: Tile, out_Rn: Tensor) -> Callable[[], None]:
         """All copies of the layer, one after the other."""
+        from plugins_trt.transformer import kernel
         from plugins_trt.transformer.jit import linear, make_shared
 
         is_gated, shared = self.layer in ("proj", "fc2"), make_shared(out_Rn, tile)
+        epilogues = {"fc1": kernel.GELU, "silu": kernel.SILU, "gelu_erf": kernel.GELU_ERF}
 
         def call() -> None:
             for weights in self.weights:
                 linear(
                     self.x_Rk, weights, self.bias, out_Rn, tile=tile, length=len(self.x_Rk),
-                    has_low=self.layer == "head", has_gelu=self.layer == "fc1", overlaps=True,
+                    has_low=self.layer == "head", overlaps=True, shared=shared,
+                    epilogue=epilogues.get(self.layer, kernel.PLAIN),
                     residual_Rn=self.residual_Rn if is_gated else None, ada_NC=self.ada_1n,
-                    shared=shared,
                 )  # fmt: skip
 
         return call

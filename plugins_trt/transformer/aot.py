@@ -19,6 +19,7 @@ from plugins_trt.transformer.tiles import (
     NOISE_DEPTH,
     NORM_BLOCKS,
     PROGRAMS,
+    ROW_BLOCK,
     TILES,
     AttentionTile,
     Layer,
@@ -26,14 +27,15 @@ from plugins_trt.transformer.tiles import (
 )
 
 MODULE, DENOISER = "plugins_trt.transformer.kernel", "plugins_trt.transformer.denoiser"
+HIMAR = "plugins_trt.transformer.himar"
 TOKEN_CHANNELS = 16  # of Hi-MAR
 ARCHITECTURE = 90  # that the tiles were measured on
 
 EPILOGUES: dict[Layer, str] = {
     "qkv": "plain", "proj": "residual", "fc1": "gelu", "fc2": "residual", "head": "plain",
-    "silu": "silu", "ada": "plain",
+    "silu": "silu", "ada": "plain", "gelu_erf": "gelu_erf",
 }  # fmt: skip
-EPILOGUE_CODES = {"plain": 0, "gelu": 1, "residual": 2, "silu": 3}  # in kernel.py
+EPILOGUE_CODES = {"plain": 0, "gelu": 1, "residual": 2, "silu": 3, "gelu_erf": 4}  # in kernel.py
 
 ALIGNMENT = 16  # of pointers, in bytes, and of widths and places, in values
 PARAMETERS = {
@@ -56,7 +58,19 @@ DENOISER_PARAMETERS = {
 EMBED_PARAMETERS = {**DENOISER_PARAMETERS, "x": "*fp32"}
 NOISE_PARAMETERS = {**DENOISER_PARAMETERS, "weights": "*fp32", "bias": "*fp32"}
 HEAD_PARAMETERS = {**PARAMETERS, "bias": "*fp32", "out": "*fp32"}
-NOT_ALIGNED = ("rows", "length", "positions", "eps")
+HIMAR_PARAMETERS = {
+    **PARAMETERS,
+    **dict.fromkeys(("cond", "rows", "buffer", "pivots", "pivot_table", "table"), "*fp16"),
+    **dict.fromkeys(("placed", "masked"), "*fp16"),
+    "tokens": "*fp32",
+    **dict.fromkeys(("label", "known", "source", "predicted"), "*i32"),
+    **dict.fromkeys(("known_length", "buffer_size", "num_pivots", "num_tokens"), "i32"),
+    **dict.fromkeys(("taken", "first"), "i32"),
+}
+NOT_ALIGNED = (
+    "rows", "length", "positions", "eps", "known_length", "buffer_size", "num_pivots",
+    "num_tokens", "taken", "first",
+)  # fmt: skip
 
 
 def _unit(
@@ -75,11 +89,15 @@ def _unit(
         function=f"{function}_kernel",
         parameters=parameters,
         constants=(*constants.items(), ("OVERLAPS", 1)),
-        alignments=tuple((p, ALIGNMENT) for p, _ in parameters if p not in NOT_ALIGNED),
+        alignments=tuple((p, ALIGNMENT) for p, kind in parameters if _is_aligned(p, kind)),
         num_warps=num_warps,
         num_stages=num_stages,
         may_use_scratch=function == "wide",
     )
+
+
+def _is_aligned(parameter: str, kind: str) -> bool:
+    return kind.startswith("*") or parameter not in NOT_ALIGNED
 
 
 def linear_unit(layer: Layer, tile: Tile) -> Unit:
@@ -124,18 +142,23 @@ def _uses() -> Iterator[tuple[str, Unit, int, int]]:
         for width, by_rows in TILES[layer].items():
             for rows, tile in by_rows.items():
                 yield layer, linear_unit(layer, tile), width, rows
-    norms = {"norm": (0, 0, 4096), "head_norm": (1, 0, 4096), "affine_norm": (0, 1, 2048)}
-    for norm, (has_low, is_affine, largest) in norms.items():
+    norms = {
+        "norm": (0, 0, 1, 4096), "head_norm": (1, 0, 1, 4096), "affine_norm": (0, 1, 1, 2048),
+        "layer_norm": (0, 1, 0, 1024),
+    }  # fmt: skip
+    for norm, (has_low, is_affine, is_modulated, largest) in norms.items():
         for width, block in NORM_BLOCKS.items():
             if block <= largest:
-                constants = {"HAS_LOW": has_low, "IS_AFFINE": is_affine, "BLOCK": block}
+                constants = {"HAS_LOW": has_low, "IS_AFFINE": is_affine}
+                constants |= {"IS_MODULATED": is_modulated, "BLOCK": block}
                 unit = _unit("normalize", f"{norm}_{block}", constants, block // 256)
                 yield norm, unit, width, 0
     for tokens, tile in ATTENTION_TILES.items():
         yield "attention", attention_unit(tile, has_norm=True), 0, tokens
-    # of the dense tokens, which are 256
-    yield "plain_attention", attention_unit(ATTENTION_TILES[256], has_norm=False), 0, 0
+    for start, tokens in ((0, 17), (256, 256)):  # Hi-MAR has no fewer than 64
+        yield "plain_attention", attention_unit(ATTENTION_TILES[tokens], has_norm=False), 0, start
     yield from _denoiser_uses()
+    yield from _himar_uses()
 
 
 def _denoiser_uses() -> Iterator[tuple[str, Unit, int, int]]:
@@ -159,6 +182,18 @@ def _denoiser_uses() -> Iterator[tuple[str, Unit, int, int]]:
                 name = f"{denoiser}{guided}_{block}"
                 noise = unit("noise", name, NOISE_PARAMETERS, max(8, block // 128), **of)
                 yield f"{denoiser}_noise{guided}", noise, width, 0
+
+
+def _himar_uses() -> Iterator[tuple[str, Unit, int, int]]:
+    def unit(function: str, name: str = "himar", **of: int) -> Unit:
+        of |= {"BLOCK": ROW_BLOCK}
+        return _unit(function, name, of, types=HIMAR_PARAMETERS, module=HIMAR)
+
+    yield "himar_class", unit("class"), 0, 0
+    yield "himar_known", unit("known", CHANNELS=TOKEN_CHANNELS), 0, 0
+    yield "himar_fill", unit("fill"), 0, 0
+    for has_index, name in enumerate(("all", "some")):
+        yield f"himar_take_{name}", unit("take", f"himar_{name}", HAS_INDEX=has_index), 0, 0
 
 
 if __name__ == "__main__":

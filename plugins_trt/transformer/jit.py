@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from plugins_trt.transformer import kernel
@@ -21,7 +22,7 @@ def linear(
     tile: Tile,
     length: int = 1,
     has_low: bool = False,
-    has_gelu: bool = False,
+    epilogue: tl.constexpr = kernel.PLAIN,
     residual_Rn: Tensor | None = None,
     ada_NC: Tensor | None = None,
     gate_at: int = 0,
@@ -32,13 +33,13 @@ def linear(
 
     Args:
         has_low: `x_Rk` and `weights_kn` have rounded values and what these lack.
+        epilogue: what follows where no `residual_Rn` is given.
         residual_Rn: adds the gated result to this.
         shared: from `make_shared`, for a tile with splits; made here if it is None.
     """
     (R, k), n = x_Rk.shape, out_Rn.shape[1]
     depth = k // 2 if has_low else k
-    epilogue = kernel.PLAIN if residual_Rn is None else kernel.RESIDUAL
-    epilogue = kernel.GELU if has_gelu else epilogue
+    epilogue = epilogue if residual_Rn is None else kernel.RESIDUAL
     ada = x_Rk if ada_NC is None else ada_NC
     tensors = (
         x_Rk,
@@ -98,6 +99,7 @@ def normalize(
         eps,
         HAS_LOW=out_Rk.shape[1] == 2 * C,
         IS_AFFINE=False,
+        IS_MODULATED=True,
         BLOCK=block,
         num_warps=block // 256,
         **_launch(overlaps),

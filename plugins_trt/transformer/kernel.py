@@ -28,6 +28,7 @@ PLAIN = tl.constexpr(0)  # what follows a linear layer
 GELU = tl.constexpr(1)
 RESIDUAL = tl.constexpr(2)  # gated, and added to the residual stream
 SILU = tl.constexpr(3)
+GELU_ERF = tl.constexpr(4)
 
 
 @triton.jit
@@ -47,14 +48,15 @@ def _end(OVERLAPS: tl.constexpr):
 @triton.jit
 def normalize_kernel(
     x, ada, gain, offset, out, length, width, ada_stride, scale_at, shift_at, eps,
-    HAS_LOW: tl.constexpr, IS_AFFINE: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
+    HAS_LOW: tl.constexpr, IS_AFFINE: tl.constexpr, IS_MODULATED: tl.constexpr,
+    BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Layer norm and modulation of a row. Grid (rows,).
 
     Args:
         x: (rows, width).
         ada: modulation vectors of the images, `ada_stride` values apart, at `scale_at` and
-            `shift_at`.
+            `shift_at`; read with IS_MODULATED.
         gain, offset: (width,), weight and bias of the norm with IS_AFFINE.
         out: (rows, width); with HAS_LOW (rows, 2 * width), each row being the rounded result and
             what it lacks of the float32 one.
@@ -66,8 +68,11 @@ def normalize_kernel(
     ada += row // length * ada_stride
     offs = tl.arange(0, BLOCK)
     is_value = offs < width
-    scale = tl.load(ada + scale_at + offs, mask=is_value, other=0.0).to(tl.float32)
-    shift = tl.load(ada + shift_at + offs, mask=is_value, other=0.0).to(tl.float32)
+    if IS_MODULATED:
+        scale = tl.load(ada + scale_at + offs, mask=is_value, other=0.0).to(tl.float32)
+        shift = tl.load(ada + shift_at + offs, mask=is_value, other=0.0).to(tl.float32)
+    else:
+        scale, shift = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     if IS_AFFINE:  # (y * gain + offset) * (1 + scale) + shift
         shift += tl.load(offset + offs, mask=is_value, other=0.0).to(tl.float32) * (1.0 + scale)
         scale = tl.load(gain + offs, mask=is_value, other=0.0).to(tl.float32) * (1.0 + scale) - 1.0
@@ -129,6 +134,15 @@ def _operands(
 
 
 @triton.jit
+def _gelu_erf(x):
+    """x * (1 + erf(x / sqrt(2))) / 2, with Abramowitz and Stegun 7.1.26: 1.5e-7 off in erf."""
+    t = 1.0 / (1.0 + 0.3275911 * 0.7071067811865476 * tl.abs(x))
+    poly = t * (1.061405429 * t - 1.453152027) + 1.421413741
+    poly = t * (t * (t * poly - 0.284496736) + 0.254829592)
+    return tl.maximum(x, 0.0) - 0.5 * tl.abs(x) * poly * tl.exp2(x * x * (-0.5 * LOG2_E))
+
+
+@triton.jit
 def _write(acc_MN, operands, out, first_m, first_n, rows, width, EPILOGUE: tl.constexpr):
     """Stores a tile of a linear layer, after what follows the layer."""
     row_M = first_m + tl.arange(0, acc_MN.shape[0])
@@ -139,6 +153,8 @@ def _write(acc_MN, operands, out, first_m, first_n, rows, width, EPILOGUE: tl.co
     if EPILOGUE == GELU:  # the tanh approximation; 1 + tanh(u) is 2 / (1 + exp(-2 u))
         cubic_MN = acc_MN * (1.0 + 0.044715 * acc_MN * acc_MN)
         acc_MN = acc_MN / (1.0 + tl.exp2(cubic_MN * GELU_EXPONENT))
+    if EPILOGUE == GELU_ERF:
+        acc_MN = _gelu_erf(acc_MN)
     if EPILOGUE == SILU:
         acc_MN = acc_MN / (1.0 + tl.exp2(acc_MN * -LOG2_E))
     if EPILOGUE == RESIDUAL:
@@ -170,7 +186,7 @@ def linear_kernel(
         partials: (SPLITS, rows, width) float32, scratch memory where SPLITS > 1.
         arrivals: (tiles,) int32 where SPLITS > 1: zero before, and zero again after.
         depth, width: multiples of 64; BLOCK_K divides `depth`.
-        EPILOGUE: PLAIN, GELU, SILU, or RESIDUAL: residual + gate * (x @ weights + bias).
+        EPILOGUE: PLAIN, GELU, SILU, GELU_ERF, or RESIDUAL: residual + gate * (x @ weights + bias).
         GROUP_M: row tiles that are computed together.
     """
     tile, split = tl.program_id(0), tl.program_id(1)

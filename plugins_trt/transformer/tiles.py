@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 HEAD_DIM = 64
 PROGRAMS = 132  # of a persistent kernel: multiprocessors of an H100
 
-Layer = Literal["qkv", "proj", "fc1", "fc2", "head", "silu", "ada"]
-LAYERS: tuple[Layer, ...] = ("qkv", "proj", "fc1", "fc2", "head", "silu", "ada")
+Layer = Literal["qkv", "proj", "fc1", "fc2", "head", "silu", "ada", "gelu_erf"]
+LAYERS: tuple[Layer, ...] = get_args(Layer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,11 +122,15 @@ TILES: dict[Layer, dict[int, dict[int, Tile]]] = {
     "head": {0: {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE}},
 }  # fmt: skip
 """By layer, width of the model from which on, and number of rows from which on."""
-# layers of Hi-MAR's denoisers, in tiles that were chosen for others
+# layers of Hi-MAR, in tiles that were chosen for others
 TILES["ada"] = {0: {0: _few(64), 17: _some(64), 65: LONG, 129: WIDE}}
 TILES["silu"] = {
     width: {rows: tile for rows, tile in by_rows.items() if rows < 577}
     for width, by_rows in TILES["fc1"].items()
+}
+# Hi-MAR's passes have no fewer than 64 rows
+TILES["gelu_erf"] = {
+    0: {rows if rows > 64 else 0: tile for rows, tile in TILES["fc1"][0].items() if rows > 0}
 }
 
 NORM_BLOCKS = {0: 1024, 1025: 2048, 2049: 4096}
@@ -138,6 +142,9 @@ ATTENTION_TILES = {
     256: AttentionTile(queries=128, keys=64, num_warps=8),
 }
 """By number of tokens from which on."""
+
+ROW_BLOCK = 1024
+"""Values of a row that a program of the kernels around Hi-MAR's passes holds."""
 
 EMBED_TILE = (16, 64)  # rows and columns
 ACTIVATE_BLOCK = 1024

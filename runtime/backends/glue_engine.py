@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from runtime.backends.cuda import Device
 from runtime.backends.kernel_library import Kernels
 from runtime.backends.planned_engine import (
-    DeviceArrays,
     Planned,
     PlannedEngine,
     plan_graphs,
@@ -41,5 +40,5 @@ def glue_engines(
         DeviceMemoryError: the weights do not fit into the device's memory.
     """
     planned = planned_glue(bundle.manifest, kernels.table, batches)
-    weights = DeviceArrays(device, glue_weights(bundle.manifest, tensor_reader(bundle)))
-    return share_weights(planned, kernels, device, weights)
+    arrays = glue_weights(bundle.manifest, tensor_reader(bundle))
+    return share_weights(planned, kernels, device, arrays)

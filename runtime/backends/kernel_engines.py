@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 from plugins_trt.loader import PluginError, open_library
@@ -12,6 +12,7 @@ from runtime.backends.cuda import CudaDevice, Device
 from runtime.backends.decoder_engine import checked_sizes, decoder_of_bundle
 from runtime.backends.denoiser_engine import denoiser_engines, planned_denoisers
 from runtime.backends.glue_engine import glue_engines, planned_glue
+from runtime.backends.himar_engine import himar_engines, planned_himar
 from runtime.backends.kernel_library import KernelLibrary, Kernels, Part, read_table
 from runtime.backends.planned_engine import PlannedEngine
 from runtime.backends.transformer_engine import planned_passes, transformer_engines
@@ -20,6 +21,7 @@ from runtime.config import BackendConfig
 from runtime.denoiser_plan import DENOISER_KINDS
 from runtime.errors import BackendUnavailableError
 from runtime.glue_plan import GLUE
+from runtime.himar_plan import HIMAR_PASSES
 from runtime.launches import KernelTable
 from runtime.transformer_plan import PASSES
 
@@ -29,19 +31,12 @@ Setting = Literal["decoder", "transformer", "denoisers"]
 Engines = dict[str, PlannedEngine]
 OpenKernels = Callable[[Part], Kernels]
 
-KINDS: dict[Setting, tuple[Kind, ...]] = {
-    "decoder": ("decode",),
-    "transformer": (*PASSES, *GLUE, "ns", "mask"),
-    "denoisers": DENOISER_KINDS,
+KINDS: dict[Setting, dict[Family, tuple[Kind, ...]]] = {
+    "decoder": {"hmar": ("decode",)},
+    "transformer": {"hmar": (*PASSES, *GLUE, "ns", "mask"), "himar": HIMAR_PASSES},
+    "denoisers": {"himar": DENOISER_KINDS},
 }
-"""Kinds of graph that a setting is about."""
-
-FAMILIES: dict[Setting, Family] = {
-    "decoder": "hmar",
-    "transformer": "hmar",
-    "denoisers": "himar",
-}
-"""Models that there are kernels of."""
+"""Kinds of graph that a setting is about, by the family that there are kernels for."""
 
 
 def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[Kind]:
@@ -51,6 +46,9 @@ def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[
         checked_sizes(bundle.manifest, table("decoder"))
 
     def transformer(table: Callable[[Part], KernelTable]) -> None:
+        if bundle.manifest.family == "himar":
+            planned_himar(bundle.manifest, table("transformer"), batches)
+            return
         planned_glue(bundle.manifest, table("glue"), batches)
         planned_passes(bundle.manifest, table("transformer"), batches)
 
@@ -65,12 +63,12 @@ def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[
     kinds: set[Kind] = set()
     for setting, check in checks.items():
         try:
-            _check_family(setting, bundle)
+            of_setting = _kinds(setting, bundle)
             check(partial(read_table, open_library("trt").path, gpu=gpu))
         except (PluginError, BackendUnavailableError) as error:
             logger.info("%s: TensorRT, since %s", setting, error)
         else:
-            kinds |= set(KINDS[setting])
+            kinds |= set(of_setting)
     return kinds
 
 
@@ -82,6 +80,7 @@ def kernel_engines(
     Raises as `planned_engines` does.
     """
 
+    @cache  # settings share kernels
     def kernels(part: Part) -> Kernels:
         return KernelLibrary(open_library("trt").path, part, device.gpu)
 
@@ -107,6 +106,8 @@ def planned_engines(
         return {bundle.manifest.graph("decode"): engine}
 
     def transformer() -> Engines:
+        if bundle.manifest.family == "himar":
+            return himar_engines(bundle, kernels("transformer"), device, batches)
         glue = glue_engines(bundle, kernels("glue"), device, batches)
         try:
             return glue | transformer_engines(bundle, kernels("transformer"), device, batches)
@@ -123,22 +124,26 @@ def planned_engines(
     yield from _load("denoisers", bundle, config, denoisers).items()
 
 
-def _check_family(setting: Setting, bundle: Bundle) -> None:
-    if bundle.manifest.family != FAMILIES[setting]:
+def _kinds(setting: Setting, bundle: Bundle) -> tuple[Kind, ...]:
+    """Kinds of a bundle's graphs that a setting is about."""
+    kinds = KINDS[setting].get(bundle.manifest.family)
+    if kinds is None:
         raise BackendUnavailableError(
-            f"these kernels are for bundles of the family {FAMILIES[setting]}, this one is of "
-            f"{bundle.manifest.family}"
+            f"these kernels are for bundles of the family {', '.join(KINDS[setting])}, this one is "
+            f"of {bundle.manifest.family}"
         )
+    return kinds
 
 
 def _load(
     setting: Setting, bundle: Bundle, config: BackendConfig, load: Callable[[], Engines]
 ) -> Engines:
     use = getattr(config, setting)
-    if use == "engine" or not all(config.runs(kind, "trt") for kind in KINDS[setting]):
+    if use == "engine":
         return {}
     try:
-        _check_family(setting, bundle)
+        if not all(config.runs(kind, "trt") for kind in _kinds(setting, bundle)):
+            return {}
         engines = load()
     except (PluginError, BackendUnavailableError) as error:
         if use == "kernels":

@@ -10,12 +10,14 @@ import numpy as np
 from runtime.backends.cuda import Device
 from runtime.backends.kernel_library import Kernels
 from runtime.bundle import STORED_AS, Bundle, Kind, Manifest
-from runtime.engine_plan import Dims, EngineOptions, plan_profiles
+from runtime.engine_plan import Dims, EngineOptions, plan_engines
 from runtime.launches import ARRIVALS, LaunchPlan
 from runtime.stages import align
 
 Planned = dict[str, tuple[Sequence[Dims], Sequence[LaunchPlan]]]
 """By graph: its profiles, and a plan of each."""
+
+COUNTER_NBYTES = 4  # of an arrival
 
 
 class DeviceArrays:
@@ -118,18 +120,23 @@ def plan_graphs(
         plan: that of a graph for the sizes of a profile.
     """
     options = EngineOptions(batches=tuple(batches), guidance="any")
-    planned: Planned = {}
-    for name, spec in manifest.graphs.items():
-        if spec.kind in kinds:
-            profiles = plan_profiles(spec, manifest.hmar.patch_nums, options)
-            planned[name] = profiles, [plan(name, dims) for dims in profiles]
-    return planned
+    return {
+        spec.graph: (spec.profiles, [plan(spec.graph, dims) for dims in spec.profiles])
+        for spec in plan_engines(manifest, options)
+        if spec.kind in kinds
+    }
 
 
 def share_weights(
-    planned: Planned, kernels: Kernels, device: Device, weights: DeviceArrays
+    planned: Planned, kernels: Kernels, device: Device, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, PlannedEngine]:
-    """Engines by graph that read the same weights, which count as the first one's."""
+    """Engines by graph that read the same weights, which count as the first one's.
+
+    Raises:
+        DeviceMemoryError: there is no room for the weights.
+    """
+    arrivals = max(plan.num_arrivals for _, plans in planned.values() for plan in plans)
+    weights = DeviceArrays(device, arrays, arrivals * COUNTER_NBYTES)
     nbytes = [weights.nbytes, *[0] * len(planned)]
     return {
         name: PlannedEngine(kernels, device, profiles, plans, weights, counted)

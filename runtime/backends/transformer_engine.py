@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from runtime.backends.cuda import Device
 from runtime.backends.kernel_library import Kernels
 from runtime.backends.planned_engine import (
-    DeviceArrays,
     Planned,
     PlannedEngine,
     plan_graphs,
@@ -18,8 +17,6 @@ from runtime.bundle import Bundle, Manifest
 from runtime.engine_plan import Dims
 from runtime.launches import KernelTable, LaunchPlan
 from runtime.transformer_plan import PASSES, plan_pass, read_sizes, transformer_weights
-
-COUNTER_NBYTES = 4
 
 
 def planned_passes(manifest: Manifest, table: KernelTable, batches: Sequence[int]) -> Planned:
@@ -47,7 +44,5 @@ def transformer_engines(
         DeviceMemoryError: the weights do not fit into the device's memory.
     """
     planned = planned_passes(bundle.manifest, kernels.table, batches)
-    arrivals = max(plan.num_arrivals for _, plans in planned.values() for plan in plans)
     arrays = transformer_weights(read_sizes(bundle.manifest), tensor_reader(bundle))
-    weights = DeviceArrays(device, arrays, arrivals * COUNTER_NBYTES)
-    return share_weights(planned, kernels, device, weights)
+    return share_weights(planned, kernels, device, arrays)

@@ -5,17 +5,11 @@ A process of its own, since TRITON_INTERPRET must be set before Triton is import
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from dataclasses import dataclass
-from importlib import import_module
-from types import SimpleNamespace
-from typing import Any
 
 import torch
-from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
 from hmar.config import HiMARConfig
 from hmar.diffusion_head import guided_noise
@@ -23,24 +17,15 @@ from plugins_trt.ahead_of_time.lowering import Unit
 from plugins_trt.transformer import aot
 from runtime.bundle import Kind
 from runtime.denoiser_plan import DenoiserSizes, denoiser_weights, plan_denoiser
-from runtime.launches import ARRIVALS, LaunchPlan
 from tests.denoisers import make_denoiser
 from tests.kernel_tables import kernel_table
-
-# what the compiler's functions say of their parameters, and the interpreter's do not
-InterpretedFunction.params = property(  # type: ignore[attr-defined]
-    lambda self: [
-        SimpleNamespace(name=name, is_constexpr=parameter.annotation == "tl.constexpr")
-        for name, parameter in inspect.signature(self.fn).parameters.items()
-    ]
-)
+from tests.unit.plugins_trt.interpreted_plans import relative_error, run_plan
 
 CONFIG = HiMARConfig(
     embed_dim=64, encoder_depth=1, decoder_depth=1, encoder_heads=1, decoder_heads=1, mlp_depth=2,
     mlp_width=256, dit_depth=2, dit_width=256, dit_heads=4, dense_side=3, dit_mlp_ratio=2.0,
 )  # fmt: skip
 TIMESTEPS, WEIGHT = [999, 20, 7], 2.5
-DTYPES = {"*fp16": torch.float16, "*fp32": torch.float32, "*i32": torch.int32}
 UNITS: dict[str, Unit] = {unit.name: unit for unit in aot.units()}
 TABLE = kernel_table(aot)
 
@@ -61,38 +46,6 @@ CASES = {
     "dense tokens": Case("denoise_dense", 1, 9),
     "dense tokens, unguided": Case("denoise_dense_unguided", 2, 9),
 }
-
-
-def run(plan: LaunchPlan, values: dict[str, Tensor]) -> None:
-    """Launches all kernels; scratch memory begins as NaN."""
-    scratch = torch.full((plan.nbytes,), 0xFF, dtype=torch.uint8)
-    arrivals = torch.zeros(max(plan.num_arrivals, 1), dtype=torch.int32)
-
-    def place(name: str, kind: str) -> Tensor:
-        if name == ARRIVALS:
-            return arrivals
-        if name in plan.offsets:
-            dtype = DTYPES[kind]
-            start = plan.offsets[name]
-            stop = start + (plan.nbytes - start) // dtype.itemsize * dtype.itemsize
-            return scratch[start:stop].view(dtype)
-        assert values[name].dtype == DTYPES[kind], name
-        return values[name]
-
-    for step in plan.steps:
-        unit = UNITS[step.kernel]
-        kernel = getattr(import_module(unit.module), unit.function)
-        arguments: dict[str, Any] = {}
-        for name, kind in unit.parameters:
-            if name in step.pointers:
-                arguments[name] = place(step.pointers[name], kind)
-            elif kind.startswith("*"):
-                arguments[name] = torch.zeros(1, dtype=DTYPES[kind])
-            else:
-                arguments[name] = step.scalars.get(name, 0)
-        grid = (*step.grid, 1, 1)[:3]
-        kernel[grid](**arguments, **{**dict(unit.constants), "OVERLAPS": False})
-    assert not arrivals.any()
 
 
 def check(case: Case) -> dict[str, float]:
@@ -118,23 +71,19 @@ def check(case: Case) -> dict[str, float]:
         step = 1
         shape = (len(TIMESTEPS), halves * B, n, sizes.num_vectors * sizes.width)
         values["modulation"] = torch.full(shape, torch.nan).half()
-        run(plan_denoiser(sizes, "modulate_pivot", dims, n, TABLE), values)
+        run_plan(plan_denoiser(sizes, "modulate_pivot", dims, n, TABLE), UNITS, values)
         values["modulation"] = values["modulation"][step]
-    run(plan_denoiser(sizes, case.kind, dims, n, TABLE), values)
+    run_plan(plan_denoiser(sizes, case.kind, dims, n, TABLE), UNITS, values)
     time = denoiser.time(timestep[step : step + 1])
     if halves == 2:
         expected = guided_noise(denoiser, x, time, cond.float(), WEIGHT)
     else:
         expected = denoiser(x, time, cond.float())
     channels = CONFIG.token_channels
-    errors = {"noise": _error(noise, expected[..., :channels])}
+    errors = {"noise": relative_error(noise, expected[..., :channels])}
     if name == "mlp":
-        errors["variance"] = _error(variance, expected[..., channels:])
+        errors["variance"] = relative_error(variance, expected[..., channels:])
     return errors
-
-
-def _error(ours: Tensor, expected: Tensor) -> float:
-    return float((ours - expected).norm() / expected.norm())
 
 
 if __name__ == "__main__":

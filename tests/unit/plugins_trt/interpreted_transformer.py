@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plugins_trt.transformer import kernel
 from plugins_trt.transformer.jit import attend, linear, normalize
 from plugins_trt.transformer.tiles import AttentionTile, Tile
 from plugins_trt.transformer.weights import split
@@ -50,7 +51,7 @@ def check_linear(tile: Tile, images: int, length: int) -> dict[str, float]:
     gelu = F.gelu(expected, approximate="tanh")
     return {
         "plain": rms_ratio(linear(x, weights, bias, empty(), tile=tile), expected),
-        "gelu": rms_ratio(linear(x, weights, bias, empty(), tile=tile, has_gelu=True), gelu),
+        "gelu": rms_ratio(linear(x, weights, bias, empty(), tile=tile, epilogue=kernel.GELU), gelu),
         "residual": rms_ratio(gated, residual.double() + gate * expected),
     }
 

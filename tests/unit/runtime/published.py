@@ -58,6 +58,7 @@ def published_himar(name: str, precision: str = "fp16") -> Manifest:
     }
     model = dataclasses.replace(
         small.himar, preset=name, embed_dim=config.embed_dim, token_channels=config.token_channels,
+        encoder_depth=config.encoder_depth, decoder_depth=config.decoder_depth,
         pivot_side=config.pivot_side, dense_side=config.dense_side, num_iter=4,
     )  # fmt: skip
     return dataclasses.replace(

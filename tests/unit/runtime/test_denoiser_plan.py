@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 
 from hmar.config import HIMAR_PRESETS
@@ -18,15 +18,22 @@ from runtime.denoiser_plan import (
     read_sizes,
 )
 from runtime.errors import BackendUnavailableError
-from runtime.launches import ARRIVALS, LaunchPlan
+from runtime.launches import LaunchPlan
 from tests.kernel_tables import kernel_table
 from tests.unit.runtime.manifests import himar_manifest
+from tests.unit.runtime.plan_checks import (
+    check_arguments,
+    check_partial_sums,
+    check_reads,
+    room,
+    shapes_of,
+)
 from tests.unit.runtime.published import published_himar
 
 aot = pytest.importorskip("plugins_trt.transformer.aot", reason="no triton")
 
 Kernels = dict[str, dict[str, Any]]
-PARTS = {"activate", "ada", "silu", "affine_norm", "plain_attention"}
+PARTS = {"activate", "ada", "silu", "affine_norm"}
 PARTS |= {
     f"{name}_{part}" for name in ("mlp", "dit") for part in ("embed", "noise", "noise_guided")
 }
@@ -72,27 +79,16 @@ def test_the_library_holds_the_kernels_that_are_launched(
 def test_arguments_are_the_parameters_of_the_kernels(
     kernels: Kernels, plans: list[tuple[LaunchPlan, int]]
 ) -> None:
-    for step in (step for plan, _ in plans for step in plan.steps):
-        kinds = kernels[step.kernel]["parameters"]
-        assert all(kinds[name] == "pointer" for name in step.pointers)
-        assert all(kinds[name] in ("i32", "fp32") for name in step.scalars)
-        assert all(value < 1 << 31 for value in step.scalars.values())
-        scalars = {name for name, kind in kinds.items() if kind != "pointer"}
-        assert scalars - step.scalars.keys() <= {"ada_stride", "gate_at"}, step
+    check_arguments(kernels, [plan for plan, _ in plans])
 
 
 def test_places_hold_what_is_written(kernels: Kernels, plans: list[tuple[LaunchPlan, int]]) -> None:
     for plan, rows in plans:
-        ends = [*sorted(plan.offsets.values()), plan.nbytes]
-        room = {place: ends[ends.index(at) + 1] - at for place, at in plan.offsets.items()}
         for step in plan.steps:
-            of, pointers = kernels[step.kernel]["constants"], step.pointers
-            if pointers.get("out") in room and "width" in step.scalars:
-                assert rows * int(step.scalars["width"]) * 2 <= room[pointers["out"]]
-            if "partials" in pointers:
-                width = int(step.scalars["width"])
-                assert of["SPLITS"] * step.scalars["rows"] * width * 4 <= room["partials"]
-                assert pointers["arrivals"] == ARRIVALS and step.grid[0] <= plan.num_arrivals
+            out = step.pointers.get("out")
+            if out in plan.offsets and "width" in step.scalars:
+                assert rows * int(step.scalars["width"]) * 2 <= room(plan)[out]
+        check_partial_sums(kernels, plan)
 
 
 @pytest.mark.parametrize("preset", HIMAR_PRESETS)
@@ -101,29 +97,17 @@ def test_launches_of_a_published_bundle_read_what_it_has(kernels: Kernels, prese
     planned = planned_denoisers(manifest, kernels, (1, 3, 64))
     kinds = {name: graph.kind for name, graph in manifest.graphs.items()}
     assert planned.keys() == {name for name, kind in kinds.items() if kind in DENOISER_KINDS}
-    # bytes, since only shapes count
     weights = {
-        tensor: array.shape
+        tensor: array
         for kind in ("denoise_pivot", "denoise_dense")
         for tensor, array in denoiser_weights(
-            sizes_of(HIMAR_PRESETS[preset], kind),
-            lambda name: np.broadcast_to(np.int8(0), manifest.tensors[name].shape),
+            sizes_of(HIMAR_PRESETS[preset], kind), partial(shapes_of, manifest)
         ).items()
     }
-    for name, (profiles, plans) in planned.items():
-        graph = manifest.graphs[name]
-        assert read_sizes(manifest, graph.kind) == sizes_of(HIMAR_PRESETS[preset], graph.kind)
-        assert len(profiles) == len(plans) > 0
-        given = {ARRIVALS, *weights} | {t.name for t in (*graph.inputs, *graph.outputs)}
-        for plan in plans:
-            read = {place for step in plan.steps for place in step.pointers.values()}
-            assert read <= given | plan.offsets.keys()
-            assert {t.name for t in graph.outputs} <= read, "all are written"
-            for step in plan.steps:
-                if "depth" in step.scalars:
-                    shape = step.scalars["depth"], step.scalars["width"]
-                    assert weights[step.pointers["weights"]] == shape
-                    assert weights[step.pointers["bias"]] == shape[1:]
+    check_reads(manifest, planned, weights)
+    for name in planned:
+        kind = kinds[name]
+        assert read_sizes(manifest, kind) == sizes_of(HIMAR_PRESETS[preset], kind)
 
 
 def test_models_without_kernels() -> None:

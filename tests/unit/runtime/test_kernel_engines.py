@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hmar.config import HIMAR_PRESETS
 from plugins_trt.loader import Library, PluginNotFoundError
 from runtime.backends import kernel_engines
 from runtime.backends.kernel_engines import KINDS, kinds_with_kernels
@@ -48,7 +49,7 @@ def bundle(**changes: Any) -> Bundle:
 
 @pytest.mark.usefixtures("library")
 def test_graphs_with_kernels_need_no_engine() -> None:
-    assert kinds_with_kernels(bundle(), "sm90", (1, 64)) == set(KINDS["transformer"])
+    assert kinds_with_kernels(bundle(), "sm90", (1, 64)) == set(KINDS["transformer"]["hmar"])
 
 
 @pytest.mark.usefixtures("library")
@@ -63,16 +64,18 @@ def test_models_without_kernels_need_engines() -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_denoisers_of_published_sizes_need_no_engines() -> None:
-    himar = Bundle(Path("himar"), published_himar("himar-base-256"))
-    kinds = {graph.kind for graph in himar.manifest.graphs.values()}
-    denoisers = {kind for kind in kinds if kind.startswith(("denoise_", "modulate_"))}
-    assert kinds_with_kernels(himar, "sm90", (1, 32)) == denoisers
+@pytest.mark.parametrize("preset", HIMAR_PRESETS)
+def test_graphs_of_published_sizes_need_no_engines(preset: str) -> None:
+    himar = Bundle(Path("himar"), published_himar(preset))
+    has_heads_of_64 = preset != "himar-huge-256"
+    passes = set(KINDS["transformer"]["himar"]) if has_heads_of_64 else set()
+    kinds = set(KINDS["denoisers"]["himar"]) | passes
+    assert kinds_with_kernels(himar, "sm90", (1, 32)) == kinds
     assert kinds_with_kernels(himar, "sm80", (1, 32)) == set()
 
 
 @pytest.mark.usefixtures("library")
-def test_other_denoisers_need_engines() -> None:
+def test_other_sizes_need_engines() -> None:
     unknown = himar_manifest(precision="fp16")
     for manifest in (unknown, published_himar("himar-base-256", "fp32")):
         assert kinds_with_kernels(Bundle(Path("himar"), manifest), "sm90", (1,)) == set()

@@ -1,0 +1,63 @@
+"""What is true of every plan of a published bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.planned_engine import Planned
+from runtime.bundle import Manifest
+from runtime.launches import ARRIVALS, LaunchPlan
+
+Kernels = Mapping[str, Mapping[str, Any]]
+
+
+def shapes_of(manifest: Manifest, name: str) -> np.ndarray:
+    """A tensor of bytes, of which only the shape counts."""
+    return np.broadcast_to(np.int8(0), manifest.tensors[name].shape)
+
+
+def check_reads(manifest: Manifest, planned: Planned, weights: Mapping[str, np.ndarray]) -> None:
+    """Launches read weights of their shapes, inputs and scratch memory, and write all outputs."""
+    for name, (profiles, plans) in planned.items():
+        graph = manifest.graphs[name]
+        assert len(profiles) == len(plans) > 0
+        given = {ARRIVALS, *weights} | {t.name for t in (*graph.inputs, *graph.outputs)}
+        for plan in plans:
+            read = {place for step in plan.steps for place in step.pointers.values()}
+            assert read <= given | plan.offsets.keys()
+            assert {t.name for t in graph.outputs} <= read, "all are written"
+            for step in plan.steps:
+                if "depth" in step.scalars:
+                    shape = step.scalars["depth"], step.scalars["width"]
+                    assert weights[step.pointers["weights"]].shape == shape
+                    assert weights[step.pointers["bias"]].shape == shape[1:]
+
+
+def check_arguments(kernels: Kernels, plans: Sequence[LaunchPlan]) -> None:
+    """They are the parameters of the kernels."""
+    for step in (step for plan in plans for step in plan.steps):
+        kinds = kernels[step.kernel]["parameters"]
+        assert all(kinds[name] == "pointer" for name in step.pointers)
+        assert all(kinds[name] in ("i32", "fp32") for name in step.scalars)
+        assert all(value < 1 << 31 for value in step.scalars.values())
+        scalars = {name for name, kind in kinds.items() if kind != "pointer"}
+        assert scalars - step.scalars.keys() <= {"ada_stride", "gate_at"}, step
+
+
+def room(plan: LaunchPlan) -> dict[str, int]:
+    """Bytes from each place to the next."""
+    ends = [*sorted(plan.offsets.values()), plan.nbytes]
+    return {place: ends[ends.index(at) + 1] - at for place, at in plan.offsets.items()}
+
+
+def check_partial_sums(kernels: Kernels, plan: LaunchPlan) -> None:
+    """There is room for them, and for the arrivals of all tiles."""
+    for step in plan.steps:
+        if "partials" in step.pointers:
+            of, sizes = kernels[step.kernel]["constants"], step.scalars
+            count = of["SPLITS"] * int(sizes["rows"]) * int(sizes["width"])
+            assert count * 4 <= room(plan)["partials"]
+            assert step.pointers["arrivals"] == ARRIVALS and step.grid[0] <= plan.num_arrivals
