@@ -84,17 +84,27 @@ FLAT = Tile(rows=64, columns=256, depth=64, num_warps=8, num_stages=4)
 LARGE = Tile(rows=128, columns=128, depth=64, num_warps=8, num_stages=4)
 WIDE = Tile(rows=128, columns=256, depth=64, is_wide=True, num_warps=8)
 HEAD = Tile(rows=64, columns=128, depth=64)
+# with so few stages, several programs fit a multiprocessor, and one loads while another stores
+TWO = Tile(rows=128, columns=128, depth=64, num_warps=8, num_stages=3)
+TWO_HALVES = _some(128, splits=2, num_stages=4)
+THREE = _some(128, num_stages=3)
 
 TILES: dict[Layer, dict[int, dict[int, Tile]]] = {
     "qkv": {
-        0: {
-            0: _few(32, num_stages=6), 17: _some(32), 65: LONG, 300: LARGE, 449: TALL, 769: WIDE,
-            1537: LARGE, 1793: WIDE,
+        0: {0: _few(32, num_stages=6), 17: _some(32), 65: LONG, 1025: TWO, 12289: WIDE},
+        1024: {
+            0: _few(32, num_stages=6), 17: _some(32), 65: LONG, 300: LARGE, 449: TALL, 769: THREE,
+            1537: TWO, 1793: WIDE,
         },
-        1280: {0: _few(64), 17: _some(64), 65: LONG, 150: LARGE, 449: WIDE},
+        1280: {0: _few(64), 17: _some(64), 65: LONG, 150: LARGE, 300: THREE, 449: WIDE,
+               769: TWO, 1537: WIDE},
     },
     "proj": {
         0: {
+            0: _few(64, 4), 33: _some(32, 4), 65: _some(32, 2), 130: _some(32), 300: SQUARE,
+            1025: LONG, 1537: LARGE, 12289: WIDE,
+        },
+        1024: {
             0: _few(64, 4), 33: _some(32, 4), 65: _some(32, 2), 130: _some(32), 300: SQUARE,
             769: LONG, 1537: LARGE, 2049: WIDE,
         },
@@ -104,34 +114,36 @@ TILES: dict[Layer, dict[int, dict[int, Tile]]] = {
         },
     },
     "fc1": {
-        0: {0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 300: TALL, 769: WIDE},
+        0: {0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 1025: TWO, 12289: WIDE},
+        1024: {
+            0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 300: TALL, 769: TWO, 1537: WIDE,
+        },
         1280: {
-            0: _few(64), 17: _some(64), 65: SQUARE, 150: LARGE, 300: WIDE, 577: FLAT, 769: WIDE,
+            0: _few(64), 17: _some(64), 65: SQUARE, 150: LARGE, 300: THREE, 449: WIDE, 577: FLAT,
+            769: WIDE,
         },
     },
     "fc2": {
         0: {
             0: _few(32, 4), 17: _few(64, 4), 33: _some(32, 4), 130: _some(64, 2),
+            300: _some(32, 2), 600: LONG, 1537: LARGE, 12289: WIDE,
+        },
+        1024: {
+            0: _few(32, 4), 17: _few(64, 4), 33: _some(32, 4), 130: _some(64, 2),
             300: LONG_HALVES, 769: LONG, 1537: LARGE, 2049: WIDE,
         },
         1280: {
-            0: _few(64, 4), 33: _some(64, 4), 65: _some(64, 2), 150: LONG_HALVES, 300: LONG,
-            769: LARGE, 1537: WIDE,
+            0: _few(64, 4), 33: _some(64, 4), 65: _some(64, 2), 150: LONG_HALVES,
+            300: TWO_HALVES, 449: LONG, 769: LARGE, 1537: WIDE,
         },
     },
     "head": {0: {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE}},
+    # of Hi-MAR's denoisers, and of its passes, which have no fewer than 64 rows
+    "ada": {0: {0: _few(64), 17: _some(64), 65: LONG, 129: WIDE}},
+    "silu": {0: {0: _few(32, num_stages=6), 17: _some(32), 300: SQUARE}},
+    "gelu_erf": {0: {0: SQUARE, 300: LONG, 1025: TWO, 12289: WIDE}},
 }  # fmt: skip
 """By layer, width of the model from which on, and number of rows from which on."""
-# layers of Hi-MAR, in tiles that were chosen for others
-TILES["ada"] = {0: {0: _few(64), 17: _some(64), 65: LONG, 129: WIDE}}
-TILES["silu"] = {
-    width: {rows: tile for rows, tile in by_rows.items() if rows < 577}
-    for width, by_rows in TILES["fc1"].items()
-}
-# Hi-MAR's passes have no fewer than 64 rows
-TILES["gelu_erf"] = {
-    0: {rows if rows > 64 else 0: tile for rows, tile in TILES["fc1"][0].items() if rows > 0}
-}
 
 NORM_BLOCKS = {0: 1024, 1025: 2048, 2049: 4096}
 """Values of a row that a program holds, by width from which on."""
