@@ -222,6 +222,7 @@ class OrtEngine:
     """Runs a graph at a profile's sizes, on memory given by addresses."""
 
     plan_nbytes = 1_000_000
+    has_many_launches = False
 
     def __init__(self, spec: GraphSpec | Stage, path: Path, profiles: Sequence[Dims]) -> None:
         self.profiles = tuple(profiles)

@@ -18,6 +18,7 @@ Planned = dict[str, tuple[Sequence[Dims], Sequence[LaunchPlan]]]
 """By graph: its profiles, and a plan of each."""
 
 COUNTER_NBYTES = 4  # of an arrival
+FEW = 10  # launches, which take no longer than copying inputs and outputs of a graph
 
 
 class DeviceArrays:
@@ -78,6 +79,11 @@ class PlannedEngine:
     @property
     def activation_nbytes(self) -> Sequence[int]:
         return [plan.nbytes for plan in self._plans]
+
+    @property
+    def has_many_launches(self) -> bool:
+        """Not while layers are reported: a graph is timed as a whole."""
+        return self._report is None and max(len(plan.steps) for plan in self._plans) > FEW
 
     def execute(
         self,

@@ -37,6 +37,10 @@ class StagedEngine:
     def activation_nbytes(self) -> Sequence[int]:
         return [s + arena.nbytes for s, arena in zip(self._scratch, self._arenas, strict=True)]
 
+    @property
+    def has_many_launches(self) -> bool:
+        return False
+
     def execute(
         self,
         profile: int,

@@ -14,6 +14,7 @@ import numpy as np
 
 from plugins_trt.loader import PluginError, open_library
 from runtime.backends.base import StepRunner
+from runtime.backends.captured_runs import CapturedRuns
 from runtime.backends.cuda import CudaDevice, Device
 from runtime.backends.denoise_loop import MODULATED, DenoiseLoops
 from runtime.backends.device_values import BufferPool, DeviceValue, Memory
@@ -88,6 +89,9 @@ class TensorRTRunner(StepRunner):
         self._constants: dict[tuple[str, tuple[int, ...], bytes], DeviceValue] = {}
         self._scratch = BufferPool(device)
         self._activations = self._scratch.take(_scratch_nbytes(engines, self._max_batch) or 1)
+        self._captured: CapturedRuns | None = CapturedRuns(
+            device, self._activations.address, self._max_batch
+        )
         self._generations = (
             None
             if kernels is None
@@ -100,9 +104,9 @@ class TensorRTRunner(StepRunner):
         )
 
     def in_pool(self, pool: BufferPool) -> TensorRTRunner:
-        """The same engines, with inputs and outputs in another pool."""
+        """The same engines, with inputs and outputs in another pool; its runs can be captured."""
         other = copy(self)
-        other._pool = pool
+        other._pool, other._captured = pool, None
         return other
 
     @classmethod
@@ -173,50 +177,77 @@ class TensorRTRunner(StepRunner):
             )
         sizes = with_totals({**dims, **engine.profiles[profile]})
         try:
-            inputs = {i.name: self._on_device(i, feeds[i.name], sizes) for i in spec.inputs}
             outputs = {o.name: self._pool.take(nbytes(o, sizes)) for o in spec.outputs}
+            self._execute(graph, engine, profile, feeds, sizes, outputs)
         except DeviceMemoryError as error:
             taken = engine.profiles[profile]
             batch = taken["B"] if "B" in taken else rows(taken) // 2
             raise self._out_of_memory(f"engine {graph} of {taken}", batch, error) from error
-        engine.execute(
-            profile,
-            {i.name: resolve(i, sizes) for i in spec.inputs},
-            {name: buffer.address for name, buffer in {**inputs, **outputs}.items()},
-            self._activations.address,
-            self._device.stream,
-        )
         return [
             DeviceValue(o.dtype, resolve(o, with_totals(dims)), outputs[o.name])
             for o in spec.outputs
         ]
 
+    def _execute(
+        self,
+        graph: str,
+        engine: Engine,
+        profile: int,
+        feeds: Mapping[str, Any],
+        sizes: Dims,
+        outputs: Mapping[str, Memory],
+    ) -> None:
+        """A run of an engine, as a CUDA graph where that is faster and can be."""
+        specs = {spec.name: spec for spec in self.manifest.graphs[graph].inputs}
+        if self._captured is not None and engine.has_many_launches:
+
+            def write(name: str, target: Memory) -> None:
+                self._write(target, specs[name], feeds[name], sizes)
+
+            spec = self.manifest.graphs[graph]
+            self._captured.run(graph, spec, engine, profile, write, outputs)
+            return
+        inputs = {name: self._on_device(spec, feeds[name], sizes) for name, spec in specs.items()}
+        engine.execute(
+            profile,
+            {name: resolve(spec, sizes) for name, spec in specs.items()},
+            {name: buffer.address for name, buffer in {**inputs, **outputs}.items()},
+            self._activations.address,
+            self._device.stream,
+        )
+
     def _on_device(self, spec: TensorSpec, value: Any, sizes: Dims) -> Memory:
-        """A buffer that holds an input of a profile's size.
+        """A buffer that holds an input of a profile's size."""
+        wanted = nbytes(spec, sizes)
+        if isinstance(value, DeviceValue):
+            # the rows of padding of two halves are not all at the end
+            is_in_place = spec.shape[0] != HALVED or value.shape[0] == sizes[HALVED]
+            if is_in_place and value.buffer.nbytes >= wanted:
+                return value.buffer
+        buffer = self._pool.take(wanted)
+        self._write(buffer, spec, value, sizes)
+        return buffer
+
+    def _write(self, target: Memory, spec: TensorSpec, value: Any, sizes: Dims) -> None:
+        """Writes an input of a profile's size.
 
         Rows of padding are like the first, so that they are valid, or zero where the value is on
         the device.
         """
-        wanted, halves = nbytes(spec, sizes), 2 if spec.shape[0] == HALVED else 1
+        halves = 2 if spec.shape[0] == HALVED else 1
         if not isinstance(value, DeviceValue):
             if spec.dtype == "bfloat16" and value.dtype != np.uint16:
                 raise ValueError(f"input {spec.name} is bfloat16: give its bits as uint16")
             value = value.astype(STORED_AS[spec.dtype], copy=False)
             value = pad_rows(value, resolve(spec, sizes)[0], halves)
-            buffer = self._pool.take(wanted)
-            self._device.upload(buffer.address, value)
-            return buffer
-        # the rows of padding of two halves are not all at the end
-        is_in_place = halves == 1 or value.shape[0] == sizes[HALVED]
-        if is_in_place and value.buffer.nbytes >= wanted:
-            return value.buffer
-        buffer, room, part = self._pool.take(wanted), wanted // halves, value.nbytes // halves
+            self._device.upload(target.address, value)
+            return
+        room, part = nbytes(spec, sizes) // halves, value.nbytes // halves
         for half in range(halves):
-            target = buffer.address + half * room
-            self._device.copy(target, value.buffer.address + half * part, part)
+            place = target.address + half * room
+            self._device.copy(place, value.buffer.address + half * part, part)
             if part < room:
-                self._device.zero(target + part, room - part)
-        return buffer
+                self._device.zero(place + part, room - part)
 
     def _constant(self, array: np.ndarray) -> DeviceValue:
         """A value that is uploaded once."""
@@ -257,7 +288,8 @@ class TensorRTRunner(StepRunner):
             if smaller
             else f"build engines for batches below {batch} (scripts/build_engines.py --batch)"
         )
-        budget = _budget(self._engines, self._max_batch, self._pool.nbytes, self._device)
+        buffers = self._pool.nbytes + (self._captured.nbytes if self._captured is not None else 0)
+        budget = _budget(self._engines, self._max_batch, buffers, self._device)
         return DeviceMemoryError(
             f"{what}: no room for its inputs and outputs: {error}; {budget}; {advice}, "
             "or free the GPU's memory",
@@ -284,6 +316,9 @@ class TensorRTRunner(StepRunner):
         if self._loops is not None:
             self._loops.close()
             self._loops = None
+        if self._captured is not None:
+            self._captured.close()
+            self._captured = None
         if self._engines:
             for engine in self._engines.values():
                 engine.close()

@@ -31,6 +31,10 @@ class Engine(Protocol):
     def activation_nbytes(self) -> Sequence[int]:
         """Scratch memory of every profile."""
 
+    @property
+    def has_many_launches(self) -> bool:
+        """Whether a run takes longer to put onto a stream than a CUDA graph of it."""
+
     def execute(
         self,
         profile: int,
@@ -107,6 +111,10 @@ class TensorRTEngine:
     @property
     def activation_nbytes(self) -> Sequence[int]:
         return self._activation_nbytes
+
+    @property
+    def has_many_launches(self) -> bool:
+        return False
 
     def execute(
         self,

@@ -74,6 +74,23 @@ def test_generation(
     assert device.is_closed and not device.blocks
 
 
+def test_passes_with_many_launches_are_graphs(
+    bundle: Bundle, expected: dict[str, np.ndarray]
+) -> None:
+    runner, device = host_runner(bundle, EngineOptions(batches=(1, 4)), has_kernels=True)
+    for engine in runner._engines.values():
+        engine.has_many_launches = True  # also of denoisers, whose sampling is a graph as a whole
+    trace = Trace()
+    with HiMARPipeline(runner, max_batch=4) as pipeline:
+        pipeline.generate(LABELS, image_index=INDEX, seed=9, sampling=QUICK, trace=trace)
+        check(trace.arrays(), expected)
+        once = ("cond", "pivot", "dense", "decode")
+        kinds = {name: graph.kind for name, graph in bundle.manifest.graphs.items()}
+        used = {n: set(e.used) for n, e in runner._engines.items() if kinds[n].startswith(once)}
+        assert device.captures == len(COUNTS) + 1 + sum(map(len, used.values()))
+    assert device.is_closed and not device.blocks
+
+
 def test_golden_generation_call_by_call(bundle: Bundle) -> None:
     """Draws from outside do not go at once."""
     case = HiMARCase("tiny_a.linear")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.backends import captured_runs
 from runtime.backends.device_values import DeviceValue
 from runtime.backends.onnxrt import OnnxRuntimeRunner
 from runtime.backends.placement import PlacedRunner
@@ -47,6 +48,29 @@ def test_golden_trace(bundle: Bundle, name: str, batches: tuple[int, ...], layou
     entry, golden = TINY.trace(name)
     with HMARPipeline(runner, max_batch=max(batches)) as pipeline:
         compare_trace(golden, run_pipeline(pipeline, entry, golden))
+    assert device.is_closed and not device.blocks
+
+
+def test_runs_with_many_launches_are_graphs(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, device = host_runner(bundle, EngineOptions(batches=(1, 2, 4), guidance="any"))
+    for engine in runner._engines.values():
+        engine.has_many_launches = True
+    entry, golden = TINY.trace("argmax")
+    with HMARPipeline(runner, max_batch=4) as pipeline:
+        compare_trace(golden, run_pipeline(pipeline, entry, golden))
+        captures = device.captures
+        assert captures == sum(len(set(engine.used)) for engine in runner._engines.values())
+        compare_trace(golden, run_pipeline(pipeline, entry, golden))
+        assert device.captures == captures
+        # what a caller keeps is not written by later runs
+        labels = np.array([[1, 10], [2, 10]], np.int32)
+        kept, later = (runner.run("cond", {"label": label})["cond"] for label in labels)
+        assert not np.array_equal(kept.numpy(device), later.numpy(device))
+        monkeypatch.setattr(captured_runs, "MAX_GRAPHS", 3)
+        compare_trace(golden, run_pipeline(pipeline, entry, golden))
+        assert device.captures > captures
     assert device.is_closed and not device.blocks
 
 
