@@ -120,6 +120,8 @@ class HiMARModelSpec:
         num_classes: rows of the class embedding; 0 = generations are given a vector per image.
         pivot_side, dense_side: sides of both token grids.
         num_iter: steps of the second phase that the bundle has graphs of their own for.
+        latent_scale: tokens are latents of the autoencoder times this; where a manifest does not
+            say it, it is the published one.
     """
 
     preset: str | None
@@ -132,6 +134,7 @@ class HiMARModelSpec:
     dense_side: int
     num_iter: int
     image_side_px: int
+    latent_scale: float = 0.2325
 
     @property
     def num_pivots(self) -> int:

@@ -1,7 +1,8 @@
 """Which kernels decode a batch of images, in order, and where in memory: a function of sizes.
 
-The structure is that of `hmar.vae.Decoder`. Maps are (B, side, side, channels) float16, channels
-last; the kernels are described in `plugins_trt/decoder/kernel.py`.
+The structure is that of `hmar.vae.Decoder`, of HMAR's tokenizer and of Hi-MAR's autoencoder
+(`hmar.kl_vae`). Maps are (B, side, side, channels) float16, channels last; the kernels are
+described in `plugins_trt/decoder/kernel.py`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from runtime.bundle import Manifest
+from runtime.bundle import Family, Manifest
 from runtime.errors import BackendUnavailableError
 from runtime.launches import LaunchPlan, Scratch, Step, blocks
 
 GROUPS, EPS = 32, 1e-6  # of every group norm
 PLACES = ("map0", "map1", "map2")  # a residual block has no more than three maps at once
-INPUT, OUTPUT = "f_hat", "image"
+INPUTS: dict[Family, str] = {"hmar": "f_hat", "himar": "tokens"}
+OUTPUT = "image"
 PREFIXES = ("decoder.", "post_quant_conv.")  # of the tensors in a bundle
 
 
@@ -25,23 +27,36 @@ class DecoderSizes:
     """Sizes of a decoder.
 
     Attributes:
+        family: HMAR's takes maps, attends at the coarsest level, too, and clamps images; Hi-MAR's
+            takes tokens, row by row, and does neither.
         latent_channels, latent_side: of its input.
         widths: channels of each level, finest first.
         num_blocks: residual blocks of a level.
+        latent_scale: tokens are divided by this.
     """
 
+    family: Family = "hmar"
     latent_channels: int
     latent_side: int
     widths: tuple[int, ...]
     num_blocks: int
+    latent_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class WeightUse:
-    """A tensor of the bundle: its shape there, and whether it convolves an upsampled map."""
+    """A tensor: its shape, whether it convolves an upsampled map, and which tensors of the bundle
+    it consists of, one after the other, if not one of its own name."""
 
     shape: tuple[int, ...]
     upsamples: bool = False
+    parts: tuple[str, ...] = ()
+
+    def stored(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Names and shapes in a bundle."""
+        if not self.parts:
+            return {name: self.shape}
+        return {part: (self.shape[0] // len(self.parts), *self.shape[1:]) for part in self.parts}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +70,15 @@ class DecoderPlan(LaunchPlan):
     weights: dict[str, WeightUse]
 
 
-def read_sizes(manifest: Manifest) -> DecoderSizes:
-    """Sizes of a bundle's decoder, from the names and shapes of its tensors.
+def read_sizes(manifest: Manifest, graph: str) -> DecoderSizes:
+    """Sizes of a decoder of a bundle, from the names and shapes of its tensors.
+
+    Args:
+        graph: that decodes.
 
     Raises:
         BackendUnavailableError: it is not in float16, or its input or output is another.
     """
-    if manifest.family != "hmar":
-        raise BackendUnavailableError("the decoder's kernels are for HMAR's tokenizer")
     tensors = {n: spec for n, spec in manifest.tensors.items() if n.startswith(PREFIXES)}
     if dtypes := {spec.dtype for spec in tensors.values()} - {"float16"}:
         raise BackendUnavailableError(
@@ -80,12 +96,19 @@ def read_sizes(manifest: Manifest) -> DecoderSizes:
     num_blocks = 0
     while width(0, num_blocks) is not None:
         num_blocks += 1
-    graph = manifest.graphs[manifest.graph("decode")]
-    C, P = manifest.hmar.latent_channels, manifest.hmar.patch_nums[-1]
+    spec = manifest.graphs[graph]
+    if manifest.family == "hmar":
+        C, P, scale = manifest.hmar.latent_channels, manifest.hmar.patch_nums[-1], 1.0
+        shape: tuple[int | str, ...] = ("B", C, P, P)
+    else:
+        model = manifest.himar
+        C, scale = model.token_channels, model.latent_scale
+        P = model.pivot_side if spec.kind == "decode_pivot" else model.dense_side
+        shape = ("B", P * P, C)
     side = P << max(len(widths) - 1, 0)
-    got = [(spec.name, spec.dtype, spec.shape) for spec in (*graph.inputs, *graph.outputs)]
+    got = [(tensor.name, tensor.dtype, tensor.shape) for tensor in (*spec.inputs, *spec.outputs)]
     expected = [
-        (INPUT, "float32", ("B", C, P, P)),
+        (INPUTS[manifest.family], "float32", shape),
         (OUTPUT, "float32", ("B", 3, side, side)),
     ]
     if got != expected:
@@ -94,14 +117,19 @@ def read_sizes(manifest: Manifest) -> DecoderSizes:
             f"this graph {got}"
         )
     return DecoderSizes(
-        latent_channels=C, latent_side=P, widths=tuple(widths), num_blocks=num_blocks
+        family=manifest.family,
+        latent_channels=C,
+        latent_side=P,
+        widths=tuple(widths),
+        num_blocks=num_blocks,
+        latent_scale=scale,
     )
 
 
 def check_weights(weights: Mapping[str, WeightUse], manifest: Manifest) -> None:
     """Raises BackendUnavailableError unless a bundle's decoder has exactly these weights."""
     got = {n: spec.shape for n, spec in manifest.tensors.items() if n.startswith(PREFIXES)}
-    expected = {name: use.shape for name, use in weights.items()}
+    expected = {n: shape for name, use in weights.items() for n, shape in use.stored(name).items()}
     if got != expected:
         name = min(
             name for name in {*got, *expected} if got.get(name, ()) != expected.get(name, ())
@@ -123,10 +151,16 @@ def plan_decoder(
     Raises:
         BackendUnavailableError: one is missing.
     """
-    builder = _Builder(batch, kernels)
+    is_hmar = sizes.family == "hmar"
+    builder = _Builder(batch, kernels, splits_qkv=not is_hmar)
     coarsest = len(sizes.widths) - 1
-    x = builder.from_planes(sizes.latent_channels, sizes.latent_side)
-    x = builder.convolve(x, "post_quant_conv", x.channels, epilogue="plain")
+    if is_hmar:
+        x = builder.from_planes(sizes.latent_channels, sizes.latent_side)
+    else:
+        x = builder.from_tokens(sizes.latent_channels, sizes.latent_side, 1 / sizes.latent_scale)
+    x = builder.convolve(
+        x, "post_quant_conv", x.channels, side=3 if is_hmar else 1, epilogue="plain"
+    )
     x = builder.convolve(x, "decoder.conv_in", sizes.widths[coarsest])
     x = builder.res_block(x, "decoder.mid.block_1", x.channels)
     x = builder.attend(x, "decoder.mid.attn_1")
@@ -135,13 +169,13 @@ def plan_decoder(
         name = f"decoder.up.{level}"
         for block in range(sizes.num_blocks):
             x = builder.res_block(x, f"{name}.block.{block}", sizes.widths[level])
-            if level == coarsest:
+            if level == coarsest and is_hmar:
                 x = builder.attend(x, f"{name}.attn.{block}")
         if level > 0:
             x = builder.convolve(x, f"{name}.upsample.conv", x.channels, upsamples=True)
     x = builder.normalize(x, "decoder.norm_out", x)
     x = builder.convolve(x, "decoder.conv_out", 3, epilogue="plain")
-    builder.to_image(x)
+    builder.to_image(x, clamps=is_hmar)
     return builder.plan()
 
 
@@ -154,10 +188,16 @@ class _Map:
 
 
 class _Builder:
-    """Collects steps; a convolution gives back the place of its input."""
+    """Collects steps; a convolution gives back the place of its input.
 
-    def __init__(self, batch: int, kernels: Mapping[str, Mapping[str, Any]]) -> None:
-        self._batch, self._kernels = batch, kernels
+    Args:
+        splits_qkv: queries, keys and values of attention have weights of their own.
+    """
+
+    def __init__(
+        self, batch: int, kernels: Mapping[str, Mapping[str, Any]], *, splits_qkv: bool
+    ) -> None:
+        self._batch, self._kernels, self._splits_qkv = batch, kernels, splits_qkv
         self._free = list(PLACES)
         self._scratch = Scratch(dict.fromkeys((*PLACES, "sums", "scale_shift"), 0))
         self._steps: list[Step] = []
@@ -167,12 +207,21 @@ class _Builder:
         out = self._take(channels, side)
         kernel, constants = self._select("from_planes", CHANNELS=channels)
         grid = (blocks(side * side, constants["BLOCK"]), self._batch)
-        pointers = {"planes": INPUT, "out": out.place}
+        pointers = {"planes": INPUTS["hmar"], "out": out.place}
         self._add(kernel, grid, pointers, num_pixels=side * side)
         return out
 
-    def to_image(self, x: _Map) -> None:
-        kernel, constants = self._select("to_image")
+    def from_tokens(self, channels: int, side: int, factor: float) -> _Map:
+        out = self._take(channels, side)
+        kernel, constants = self._select("from_tokens")
+        values = self._batch * side * side * channels
+        pointers = {"tokens": INPUTS["himar"], "out": out.place}
+        grid = (blocks(values, constants["BLOCK"]),)
+        self._add(kernel, grid, pointers, num_values=values, factor=factor)
+        return out
+
+    def to_image(self, x: _Map, *, clamps: bool) -> None:
+        kernel, constants = self._select("to_image", CLAMPS=clamps)
         grid = (blocks(x.side * x.side, constants["BLOCK"]), self._batch)
         self._add(kernel, grid, {"x": x.place, "image": OUTPUT}, num_pixels=x.side * x.side)
 
@@ -186,6 +235,7 @@ class _Builder:
         upsamples: bool = False,
         epilogue: Literal["plain", "sums"] = "sums",
         residual: _Map | None = None,
+        parts: tuple[str, ...] = (),
     ) -> _Map:
         kernel, constants = self._select(
             "conv",
@@ -198,18 +248,18 @@ class _Builder:
             HAS_SUMS=epilogue == "sums",
         )
         tiles = blocks(x.side, constants["TILE_H"]) * blocks(x.side, constants["TILE_W"])
-        parts = blocks(channels, constants["BLOCK_N"] + constants["REST_N"])
+        programs = tiles * blocks(channels, constants["BLOCK_N"] + constants["REST_N"])
         phases = 4 if upsamples else 1
         out = self._take(channels, x.side * (2 if upsamples else 1), phases * tiles)
         pointers = {"x": x.place, "out": out.place}
         shape = (channels, x.channels, side, side)
-        pointers |= self._read(name, WeightUse(shape, upsamples), "weights", "bias")
+        pointers |= self._read(name, WeightUse(shape, upsamples, parts), "weights", "bias")
         if residual is not None:
             pointers["residual"] = residual.place
         if epilogue == "sums":
             pointers["sums"] = "sums"
             self._reserve("sums", out.tiles * 2 * channels * 4)
-        grid = (tiles * parts, phases, self._batch)
+        grid = (programs, phases, self._batch)
         self._add(kernel, grid, pointers, height=x.side, width=x.side)
         self._free += [m.place for m in (x, residual) if m is not None]
         return out
@@ -246,7 +296,8 @@ class _Builder:
     def attend(self, x: _Map, name: str) -> _Map:
         C, pixels = x.channels, x.side * x.side
         normed = self.normalize(x, f"{name}.norm", self._take(C, x.side), has_silu=False)
-        qkv = self.convolve(normed, f"{name}.qkv", 3 * C, side=1, epilogue="plain")
+        parts = tuple(f"{name}.{part}" for part in "qkv") if self._splits_qkv else ()
+        qkv = self.convolve(normed, f"{name}.qkv", 3 * C, side=1, epilogue="plain", parts=parts)
         out = self._take(C, x.side)
         kernel, constants = self._select("attention", CHANNELS=C)
         grid = (blocks(pixels, constants["BLOCK_Q"]), C // constants["BLOCK_C"], self._batch)
@@ -271,8 +322,10 @@ class _Builder:
 
     def _read(self, name: str, use: WeightUse, weight: str, bias: str) -> dict[str, str]:
         """The parameters of a layer's weight and bias."""
-        self._weights[f"{name}.weight"] = use
-        self._weights[f"{name}.bias"] = WeightUse(use.shape[:1])
+        for part, shape in (("weight", use.shape), ("bias", use.shape[:1])):
+            of = tuple(f"{stored}.{part}" for stored in use.parts)
+            upsamples = use.upsamples and part == "weight"
+            self._weights[f"{name}.{part}"] = WeightUse(shape, upsamples, of)
         return {weight: f"{name}.weight", bias: f"{name}.bias"}
 
     def _add(

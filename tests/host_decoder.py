@@ -41,7 +41,9 @@ def host_table(sizes: DecoderSizes) -> KernelTable:
         add("from_planes", CHANNELS=width, BLOCK=8)
         for has_silu in (0, 1):
             add("normalize", CHANNELS=width, HAS_SILU=has_silu, BLOCK=64)
-    add("to_image", BLOCK=64)
+    for clamps in (0, 1):
+        add("to_image", CLAMPS=clamps, BLOCK=64)
+    add("from_tokens", BLOCK=32)
     return table
 
 
@@ -133,12 +135,21 @@ class HostDecoderKernels:
         x = memory(planes, np.float32, B, C, num_pixels)
         memory(out, np.float16, B, num_pixels, C)[...] = x.swapaxes(1, 2)
 
+    def _from_tokens(
+        self, of: Mapping[str, int], grid: Sequence[int], *, tokens: int, out: int,
+        num_values: int, factor: float,
+    ) -> None:  # fmt: skip
+        assert tuple(grid) == (math.ceil(num_values / of["BLOCK"]),)
+        x = memory(tokens, np.float32, num_values)
+        memory(out, np.float16, num_values)[...] = x * np.float32(factor)
+
     def _to_image(
         self, of: Mapping[str, int], grid: Sequence[int], *, x: int, image: int, num_pixels: int
     ) -> None:
         programs, B = grid
         assert programs == math.ceil(num_pixels / of["BLOCK"])
-        y = _tensor(x, B, num_pixels, 3).clamp(-1, 1) / 2 + 0.5
+        y = _tensor(x, B, num_pixels, 3)
+        y = (y.clamp(-1, 1) if of["CLAMPS"] else y) / 2 + 0.5
         memory(image, np.float32, B, 3, num_pixels)[...] = y.transpose(1, 2)
 
 

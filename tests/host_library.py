@@ -118,7 +118,7 @@ class HostLibrary:
 
 def _decoder_table(bundle: Bundle) -> dict[str, dict[str, Any]]:
     """The kernels that the bundle's decoder asks for, of the many that there are."""
-    sizes = read_sizes(bundle.manifest)
+    sizes = read_sizes(bundle.manifest, bundle.manifest.graph("decode"))
     table = host_decoder.host_table(sizes)
     used = {step.kernel for batch in BATCHES for step in plan_decoder(sizes, batch, table).steps}
     return {name: dict(table[name]) for name in sorted(used)}

@@ -29,6 +29,7 @@ def model_spec(model: HiMAR, vae: KLVAE, num_iter: int) -> HiMARModelSpec:
         dense_side=config.dense_side,
         num_iter=num_iter,
         image_side_px=config.dense_side * vae.config.downsampling,
+        latent_scale=vae.config.latent_scale,
     )
 
 

@@ -1,7 +1,7 @@
 """Compiles the decoder's kernels ahead of time, without a GPU, to one fatbinary and its table.
 
 There are kernels for the GPU that their tiles were measured on, and for the sizes of the published
-tokenizer and the demo's.
+tokenizer, the demo's, and Hi-MAR's autoencoder.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ ALIGNMENT = 16  # of pointers, in bytes
 PARAMETERS = {
     **dict.fromkeys(("x", "weights", "residual", "out", "qkv"), "*fp16"),
     **dict.fromkeys(("bias", "gain", "sums", "scale_shift", "planes", "image"), "*fp32"),
+    "tokens": "*fp32",
     **dict.fromkeys(("height", "width", "num_tiles", "num_pixels", "num_values"), "i32"),
-    **dict.fromkeys(("eps", "sm_scale"), "fp32"),
+    **dict.fromkeys(("eps", "sm_scale", "factor"), "fp32"),
 }
 
 
@@ -77,7 +78,11 @@ def units() -> dict[Unit, dict[str, int]]:
         for conv, tiles in CONVOLUTIONS.items()
         for pixels, tile in tiles.items()
     }
-    others = [_unit("3", "to_image", {"BLOCK": PIXELS_BLOCK})]
+    others = [
+        _unit(name, "to_image", {"CLAMPS": clamps, "BLOCK": PIXELS_BLOCK})
+        for clamps, name in enumerate(("any", "clamped"))
+    ]
+    others.append(_unit("scaled", "from_tokens", {"BLOCK": NORMALIZE_BLOCK}))
     for conv in CONVOLUTIONS:
         channels_in, channels = conv.channels
         if conv.epilogue != "plain":
@@ -90,7 +95,7 @@ def units() -> dict[Unit, dict[str, int]]:
             others.append(_unit(f"{channels_in}", "normalize", values))
             attention = {"CHANNELS": channels_in, **ATTENTION_BLOCKS}
             others.append(_unit(f"{channels_in}", "attention", attention))
-        elif channels == channels_in:
+        elif channels == channels_in and conv.side == 3:  # the first layer, of maps
             padded = 1 << (channels - 1).bit_length()
             values = {"CHANNELS": channels, "PADDED": padded, "BLOCK": PIXELS_BLOCK}
             others.append(_unit(f"{channels}", "from_planes", values))

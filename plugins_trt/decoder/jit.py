@@ -128,10 +128,10 @@ def from_planes(planes_BCp: Tensor, out_BpC: Tensor) -> Tensor:
     return out_BpC
 
 
-def to_image(x_Bp3: Tensor, image_B3p: Tensor) -> Tensor:
-    """Clamped to [-1, 1] and moved to [0, 1], into `image_B3p`."""
+def to_image(x_Bp3: Tensor, image_B3p: Tensor, *, clamps: bool = True) -> Tensor:
+    """Moved from [-1, 1] to [0, 1], into `image_B3p`; values beyond these are clamped or kept."""
     B, pixels, _ = x_Bp3.shape
     kernel.to_image_kernel[(-(-pixels // PIXELS_BLOCK), B)](
-        x_Bp3, image_B3p, pixels, BLOCK=PIXELS_BLOCK
+        x_Bp3, image_B3p, pixels, CLAMPS=clamps, BLOCK=PIXELS_BLOCK
     )
     return image_B3p

@@ -302,17 +302,34 @@ def from_planes_kernel(
 
 
 @triton.jit
-def to_image_kernel(x, image, num_pixels, BLOCK: tl.constexpr):
-    """Pixels in [-1, 1], clamped, as planes in [0, 1]. Grid (ceil(num_pixels / BLOCK), batch).
+def from_tokens_kernel(tokens, out, num_values, factor, BLOCK: tl.constexpr):
+    """Tokens times a factor, in the type of `out`. Grid (ceil(num_values / BLOCK),).
+
+    Args:
+        tokens: (num_values,) float32.
+        out: (num_values,).
+    """
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    is_value = offs < num_values
+    value = tl.load(tokens + offs, mask=is_value, other=0.0) * factor
+    tl.store(out + offs, value.to(out.dtype.element_ty), mask=is_value)
+
+
+@triton.jit
+def to_image_kernel(x, image, num_pixels, CLAMPS: tl.constexpr, BLOCK: tl.constexpr):
+    """Pixels in [-1, 1] as planes in [0, 1]. Grid (ceil(num_pixels / BLOCK), batch).
 
     Args:
         x: (B, num_pixels, 3).
         image: (B, 3, num_pixels) float32.
+        CLAMPS: values beyond -1 and 1 become these.
     """
     first = tl.program_id(1).to(tl.int64) * num_pixels * 3
     offs_P = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_pixel_P = offs_P < num_pixels
     for channel in tl.static_range(3):
         x_P = tl.load(x + first + offs_P * 3 + channel, mask=is_pixel_P, other=0.0).to(tl.float32)
-        y_P = tl.minimum(tl.maximum(x_P, -1.0), 1.0) / 2 + 0.5
+        if CLAMPS:
+            x_P = tl.minimum(tl.maximum(x_P, -1.0), 1.0)
+        y_P = x_P / 2 + 0.5
         tl.store(image + first + channel * num_pixels + offs_P, y_P, mask=is_pixel_P)

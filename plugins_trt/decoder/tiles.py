@@ -123,15 +123,26 @@ PUBLISHED: Mapping[Convolution, Tiles] = {
     Convolution(channels=(160, 160), upsamples=True): {0: ONE_160},
     Convolution(channels=(160, 3), epilogue="plain"): {0: TO_PIXELS},
 }
-DEMO: Mapping[Convolution, Tiles] = {
+# Hi-MAR's autoencoder, and the demo's tokenizer, which share widths
+OTHERS: Mapping[Convolution, Tiles] = {
+    Convolution(channels=(16, 16), side=1, epilogue="plain"): {0: FROM_LATENT},
+    Convolution(channels=(16, 512)): {0: FROM_LATENT},
+    **_blocks(512, {0: NARROW, 1024: MIDDLE, 8192: LARGE}),
+    **_attention(512, {0: SMALL, 2048: LARGE}, {0: NARROW, 1024: MIDDLE}),
+    Convolution(channels=(512, 512), upsamples=True): {0: MIDDLE, 2048: LARGE},
+    **_narrowing(512, 256, {0: SMALL, 4096: LARGE}),
+    **_blocks(256, {0: SMALL, 4096: LARGE}),
+    Convolution(channels=(256, 256), upsamples=True): {0: MIDDLE, 2048: LARGE},
+    **_narrowing(256, 128, {0: LARGE}),
+    Convolution(channels=(128, 3), epilogue="plain"): {0: TO_PIXELS},
     Convolution(channels=(32, 32), epilogue="plain"): {0: FROM_LATENT},
     Convolution(channels=(32, 128)): {0: FROM_LATENT},
-    **_blocks(128, {0: SMALL}),
+    **_blocks(128, {0: SMALL, 4096: LARGE}),
     **_attention(128, {0: SMALL}, {0: SMALL}),
-    Convolution(channels=(128, 128), upsamples=True): {0: MIDDLE},
+    Convolution(channels=(128, 128), upsamples=True): {0: MIDDLE, 4096: LARGE},
     **_narrowing(128, 64, {0: MIDDLE}),
     **_blocks(64, {0: MIDDLE}),
     Convolution(channels=(64, 64), upsamples=True): {0: MIDDLE},
     Convolution(channels=(64, 3), epilogue="plain"): {0: TO_PIXELS},
 }
-CONVOLUTIONS = {**PUBLISHED, **DEMO}
+CONVOLUTIONS = {**PUBLISHED, **OTHERS}

@@ -1,59 +1,67 @@
-"""The decoder's kernels as the engine of the graph `decode`."""
+"""The decoder's kernels as the engines of the graphs that decode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from plugins_trt.decoder.weights import prepare
 from runtime.backends.cuda import Device
 from runtime.backends.kernel_library import Kernels
-from runtime.backends.planned_engine import DeviceArrays, PlannedEngine, tensor_reader
-from runtime.bundle import Bundle, Manifest
-from runtime.decoder_plan import DecoderSizes, check_weights, plan_decoder, read_sizes
+from runtime.backends.planned_engine import (
+    Planned,
+    PlannedEngine,
+    plan_graphs,
+    share_weights,
+    tensor_reader,
+)
+from runtime.bundle import Bundle, Kind, Manifest
+from runtime.decoder_plan import WeightUse, check_weights, plan_decoder, read_sizes
 from runtime.launches import KernelTable
 
+DECODERS: tuple[Kind, ...] = ("decode", "decode_pivot")
 
-def decoder_engine(
-    kernels: Kernels,
-    device: Device,
-    sizes: DecoderSizes,
-    batches: Sequence[int],
-    read: Callable[[str], np.ndarray],
-) -> PlannedEngine:
-    """An engine that decodes, with a profile for each number of images.
 
-    Args:
-        read: a tensor of the decoder, as a bundle holds it.
+def planned_decoders(
+    manifest: Manifest, table: KernelTable, batches: Sequence[int]
+) -> tuple[Planned, Mapping[str, WeightUse]]:
+    """Profiles and plans of a bundle's decoders, and the weights that all of them read.
+
+    Raises:
+        BackendUnavailableError: there are no kernels for these sizes.
+    """
+    graphs = [name for name, graph in manifest.graphs.items() if graph.kind in DECODERS]
+    sizes = {name: read_sizes(manifest, name) for name in graphs}
+    weights = plan_decoder(sizes[graphs[0]], 1, table).weights
+    check_weights(weights, manifest)
+    planned = plan_graphs(
+        manifest, DECODERS, batches, lambda name, dims: plan_decoder(sizes[name], dims["B"], table)
+    )
+    return planned, weights
+
+
+def decoder_weights(
+    uses: Mapping[str, WeightUse], read: Callable[[str], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What the kernels read, from tensors as a bundle holds them."""
+    return {
+        name: prepare(
+            np.concatenate([read(stored) for stored in use.stored(name)]), upsamples=use.upsamples
+        )
+        for name, use in uses.items()
+    }
+
+
+def decoder_engines(
+    bundle: Bundle, kernels: Kernels, device: Device, batches: Sequence[int]
+) -> dict[str, PlannedEngine]:
+    """Engines that decode, with a profile for each number of images; they share their weights.
 
     Raises:
         BackendUnavailableError: there are no kernels for these sizes.
         DeviceMemoryError: the weights do not fit into the device's memory.
     """
-    plans = [plan_decoder(sizes, batch, kernels.table) for batch in batches]
-    arrays = {
-        name: prepare(read(name), upsamples=use.upsamples) for name, use in plans[0].weights.items()
-    }
-    weights = DeviceArrays(device, arrays)
-    profiles = [{"B": batch} for batch in batches]
-    return PlannedEngine(kernels, device, profiles, plans, weights, weights.nbytes)
-
-
-def checked_sizes(manifest: Manifest, table: KernelTable) -> DecoderSizes:
-    """Sizes of a bundle's decoder.
-
-    Raises:
-        BackendUnavailableError: there are no kernels for it.
-    """
-    sizes = read_sizes(manifest)
-    check_weights(plan_decoder(sizes, 1, table).weights, manifest)
-    return sizes
-
-
-def decoder_of_bundle(
-    bundle: Bundle, kernels: Kernels, device: Device, batches: Sequence[int]
-) -> PlannedEngine:
-    """The decoder of a bundle; raises as `decoder_engine` does."""
-    sizes = checked_sizes(bundle.manifest, kernels.table)
-    return decoder_engine(kernels, device, sizes, batches, tensor_reader(bundle))
+    planned, uses = planned_decoders(bundle.manifest, kernels.table, batches)
+    arrays = decoder_weights(uses, tensor_reader(bundle))
+    return share_weights(planned, kernels, device, arrays)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from plugins_trt.loader import PluginError, open_library
 from runtime.backends.cuda import CudaDevice, Device
-from runtime.backends.decoder_engine import checked_sizes, decoder_of_bundle
+from runtime.backends.decoder_engine import DECODERS, decoder_engines, planned_decoders
 from runtime.backends.denoiser_engine import denoiser_engines, planned_denoisers
 from runtime.backends.glue_engine import glue_engines, planned_glue
 from runtime.backends.himar_engine import himar_engines, planned_himar
@@ -32,7 +32,7 @@ Engines = dict[str, PlannedEngine]
 OpenKernels = Callable[[Part], Kernels]
 
 KINDS: dict[Setting, dict[Family, tuple[Kind, ...]]] = {
-    "decoder": {"hmar": ("decode",)},
+    "decoder": {"hmar": ("decode",), "himar": DECODERS},
     "transformer": {"hmar": (*PASSES, *GLUE, "ns", "mask"), "himar": HIMAR_PASSES},
     "denoisers": {"himar": DENOISER_KINDS},
 }
@@ -43,7 +43,7 @@ def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[
     """Kinds of graph that kernels of the built library can run on a GPU, which need not be here."""
 
     def decoder(table: Callable[[Part], KernelTable]) -> None:
-        checked_sizes(bundle.manifest, table("decoder"))
+        planned_decoders(bundle.manifest, table("decoder"), batches)
 
     def transformer(table: Callable[[Part], KernelTable]) -> None:
         if bundle.manifest.family == "himar":
@@ -102,8 +102,7 @@ def planned_engines(
     """
 
     def decoder() -> Engines:
-        engine = decoder_of_bundle(bundle, kernels("decoder"), device, batches)
-        return {bundle.manifest.graph("decode"): engine}
+        return decoder_engines(bundle, kernels("decoder"), device, batches)
 
     def transformer() -> Engines:
         if bundle.manifest.family == "himar":

@@ -16,18 +16,19 @@ import pytest
 import torch
 
 from export import ExportConfig, export_bundle
-from hmar.config import TokenizerConfig
+from hmar.config import KLVAEConfig, TokenizerConfig
+from hmar.kl_vae import KLVAE
 from hmar.vae import VQVAE
 from runtime.backends.cuda import CudaDevice
-from runtime.backends.decoder_engine import decoder_engine
+from runtime.backends.decoder_engine import decoder_weights
 from runtime.backends.device_values import BufferPool, DeviceValue
 from runtime.backends.kernel_library import KernelLibrary
 from runtime.backends.onnxrt import OnnxRuntimeRunner
-from runtime.backends.planned_engine import PlannedEngine
+from runtime.backends.planned_engine import PlannedEngine, share_weights
 from runtime.backends.trt_library import import_tensorrt, installed_flavours
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig
-from runtime.decoder_plan import DecoderSizes
+from runtime.decoder_plan import DecoderSizes, plan_decoder
 from runtime.engine_cache import build_engines
 from runtime.engine_plan import EngineOptions
 from runtime.engine_target import choose_target, local_gpu
@@ -72,7 +73,10 @@ def vae() -> VQVAE:
 @pytest.fixture(scope="module")
 def engine(device: CudaDevice, kernels: KernelLibrary, vae: VQVAE) -> Iterator[PlannedEngine]:
     state = {name: tensor.half().numpy() for name, tensor in vae.state_dict().items()}
-    engine = decoder_engine(kernels, device, SIZES, BATCHES, state.__getitem__)
+    plans = [plan_decoder(SIZES, batch, kernels.table) for batch in BATCHES]
+    arrays = decoder_weights(plans[0].weights, state.__getitem__)
+    planned = {"decode": ([{"B": batch} for batch in BATCHES], plans)}
+    (engine,) = share_weights(planned, kernels, device, arrays).values()
     yield engine
     engine.close()
 
@@ -126,6 +130,46 @@ def test_images_are_those_of_pytorch(run: Run, vae: VQVAE) -> None:
     assert (np.abs(expected) < 1).mean() > 0.9 and expected.std() > 0.1
     run.execute()
     assert_close("image", expected, run.image() * 2 - 1, rms_ratio=RMS)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("side", [8, 16])
+def test_images_of_tokens_are_those_of_pytorch(
+    device: CudaDevice, kernels: KernelLibrary, side: int, batch: int
+) -> None:
+    """Hi-MAR's autoencoder, whose images are not clamped."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.manual_seed(0)
+    vae = KLVAE(KLVAEConfig()).requires_grad_(False)
+    for name, p in vae.named_parameters():
+        p.normal_(mean=float("norm" in name), std=p[0].numel() ** -0.5 if p.dim() == 4 else 0.1)
+    vae = vae.half().float()
+    sizes = DecoderSizes(
+        family="himar", latent_channels=16, latent_side=side, widths=(128, 128, 256, 256, 512),
+        num_blocks=3, latent_scale=vae.config.latent_scale,
+    )  # fmt: skip
+    state = {name: tensor.half().numpy() for name, tensor in vae.state_dict().items()}
+    plan = plan_decoder(sizes, batch, kernels.table)
+    arrays = decoder_weights(plan.weights, state.__getitem__)
+    planned = {"decode": ([{"B": batch}], [plan])}
+    (engine,) = share_weights(planned, kernels, device, arrays).values()
+    tokens = np.random.default_rng(batch).normal(size=(batch, side**2, 16)).astype(np.float32)
+    tokens *= 0.2325
+    with torch.inference_mode():
+        maps = torch.from_numpy(tokens).transpose(1, 2).unflatten(2, (side, side))
+        expected = vae.cuda().decode(maps.cuda()).cpu().numpy()
+    pool = BufferPool(device)
+    given = DeviceValue.empty("float32", tokens.shape, pool)
+    image = DeviceValue.empty("float32", (batch, 3, 16 * side, 16 * side), pool)
+    scratch = pool.take(plan.nbytes)
+    device.upload(given.buffer.address, tokens)
+    for buffer in (image.buffer, scratch):
+        device.upload(buffer.address, np.full(buffer.nbytes, 0xFF, np.uint8))
+    addresses = {"tokens": given.buffer.address, "image": image.buffer.address}
+    engine.execute(0, {"tokens": tokens.shape}, addresses, scratch.address, device.stream)
+    assert_close("image", expected, image.numpy(device) * 2 - 1, rms_ratio=RMS)
+    engine.close()
+    pool.close()
 
 
 def test_captured_launches_do_the_same(device: CudaDevice, run: Run) -> None:

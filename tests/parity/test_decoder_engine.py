@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.backends.decoder_engine import decoder_of_bundle
+from runtime.backends.decoder_engine import decoder_engines
 from runtime.backends.onnxrt import OnnxRuntimeRunner
 from runtime.backends.planned_engine import PlannedEngine
 from runtime.backends.trt import TensorRTRunner
@@ -36,12 +36,12 @@ def bundle(tiny_fp16_bundle: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def kernels(bundle: Bundle) -> HostDecoderKernels:
-    return HostDecoderKernels(host_table(read_sizes(bundle.manifest)))
+    return HostDecoderKernels(host_table(read_sizes(bundle.manifest, "decode")))
 
 
 @pytest.fixture(scope="module")
 def decoder(bundle: Bundle, kernels: HostDecoderKernels) -> PlannedEngine:
-    return decoder_of_bundle(bundle, kernels, HostDevice(), BATCHES)
+    return decoder_engines(bundle, kernels, HostDevice(), BATCHES)["decode"]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,27 @@ def test_a_whole_generation_is_that_of_the_steps(runner: TensorRTRunner) -> None
     np.testing.assert_array_equal(at_once, steps)
 
 
+@pytest.mark.parametrize("graph", ["decode", "decode_pivot"])
+def test_images_of_tokens_are_those_of_the_graph(tiny_himar_fp16_bundle: Path, graph: str) -> None:
+    """Hi-MAR's autoencoder, for both grids."""
+    bundle = Bundle.open(tiny_himar_fp16_bundle)
+    kernels = HostDecoderKernels(host_table(read_sizes(bundle.manifest, graph)))
+    device = HostDevice()
+    engines = decoder_engines(bundle, kernels, device, BATCHES)
+    assert engines.keys() == {"decode", "decode_pivot"}
+    runner = TensorRTRunner(bundle.manifest, engines, device, BATCHES)
+    (spec,) = bundle.manifest.graphs[graph].inputs
+    shape = (2, *map(int, spec.shape[1:]))
+    # with values beyond black and white, which are kept
+    feeds = {"tokens": np.random.default_rng(0).normal(size=shape).astype(np.float32) * 0.4}
+    reference = OnnxRuntimeRunner(bundle, BackendConfig(name="ort-cpu"))
+    expected = reference.numpy(reference.run(graph, feeds)["image"])
+    image = runner.numpy(runner.run(graph, feeds)["image"])
+    assert_close("image", expected - 0.5, image - 0.5, rms_ratio=RMS)
+    runner.close()
+    assert not device.blocks
+
+
 def test_layers_are_timed(
     bundle: Bundle, runner: TensorRTRunner, kernels: HostDecoderKernels
 ) -> None:
@@ -91,7 +112,7 @@ def test_layers_are_timed(
 
 def test_closing_frees_the_weights(bundle: Bundle, kernels: HostDecoderKernels) -> None:
     device = HostDevice()
-    engine = decoder_of_bundle(bundle, kernels, device, BATCHES)
+    engine = decoder_engines(bundle, kernels, device, BATCHES)["decode"]
     assert sum(map(len, device.blocks.values())) == engine.plan_nbytes
     engine.close()
     assert not device.blocks
@@ -104,9 +125,9 @@ def test_a_decoder_of_another_structure_is_refused(
     extra = {"decoder.mid.attn_2.norm.weight": WeightSpec("float16", (4,), 0)}
     other = dataclasses.replace(manifest, tensors={**manifest.tensors, **extra})
     with pytest.raises(BackendUnavailableError, match=r"attn_2\.norm\.weight of no shape, the bun"):
-        decoder_of_bundle(Bundle(bundle.folder, other), kernels, HostDevice(), BATCHES)
+        decoder_engines(Bundle(bundle.folder, other), kernels, HostDevice(), BATCHES)
 
 
 def test_a_decoder_in_float32_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(BackendUnavailableError, match=r"compute in float16, .* has float32"):
-        read_sizes(Bundle.open(tiny_bundle).manifest)
+        read_sizes(Bundle.open(tiny_bundle).manifest, "decode")

@@ -165,6 +165,7 @@ HimarModelSpec read_himar_model(const Json& data) {
     model.dense_side = int32_t(record.integer("dense_side", 1, kMaxSide));
     model.num_iter = int32_t(record.integer("num_iter", 1, kMaxSteps));
     model.image_side_px = int32_t(record.integer("image_side_px", 1, 1 << 16));
+    if (record.optional_field("latent_scale") != nullptr) record.number("latent_scale");
     record.finish();
     return model;
 }

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from hmar.config import TokenizerConfig
+from hmar.config import KLVAEConfig, TokenizerConfig
+from hmar.kl_vae import KLVAE
 from hmar.vae import VQVAE
 from runtime.decoder_plan import (
-    INPUT,
+    INPUTS,
     OUTPUT,
     PLACES,
     PREFIXES,
@@ -27,8 +28,13 @@ PUBLISHED = DecoderSizes(
     latent_channels=32, latent_side=16, widths=(160, 160, 320, 320, 640), num_blocks=3
 )
 DEMO = DecoderSizes(latent_channels=32, latent_side=16, widths=(64, 64, 64, 128), num_blocks=2)
-SIZES = {"published": PUBLISHED, "demo": DEMO}
-CONFIGS = {
+KL16 = DecoderSizes(
+    family="himar", latent_channels=16, latent_side=16, widths=(128, 128, 256, 256, 512),
+    num_blocks=3, latent_scale=0.2325,
+)  # fmt: skip
+SIZES = {"published": PUBLISHED, "demo": DEMO, "himar": KL16}
+CONFIGS: dict[str, TokenizerConfig | KLVAEConfig] = {
+    "himar": KLVAEConfig(),
     "published": TokenizerConfig(),
     "demo": TokenizerConfig(base_channels=64, channel_mult=(1, 1, 1, 2), num_res_blocks=1),
 }
@@ -74,7 +80,7 @@ def test_maps_are_read_as_they_were_written(
 ) -> None:
     plan, sizes = plans[name, batch], SIZES[name]
     pixels, side = sizes.latent_side**2, sizes.latent_side << (len(sizes.widths) - 1)
-    held = {INPUT: sizes.latent_channels * pixels}  # values of one image, by place
+    held = {INPUTS[sizes.family]: sizes.latent_channels * pixels}  # values of one image, by place
     for step in plan.steps:
         of, function = kernels[step.kernel]["constants"], kernels[step.kernel]["function"]
         if function == "conv":
@@ -90,6 +96,9 @@ def test_maps_are_read_as_they_were_written(
         elif function == "normalize":
             writes = step.scalars["num_values"]
             reads = {"x": writes, "scale_shift": of["CHANNELS"]}
+        elif function == "from_tokens":
+            writes = step.scalars["num_values"] // batch
+            reads = {"tokens": writes}
         else:
             pixels = step.scalars["num_pixels"]
             channels = of.get("CHANNELS", 3)
@@ -123,14 +132,17 @@ def test_weights_are_those_of_the_model(
     plans: dict[tuple[str, int], DecoderPlan], name: str
 ) -> None:
     with torch.device("meta"):
-        vae = VQVAE(CONFIGS[name], patch_nums=(1, 16))
+        config = CONFIGS[name]
+        is_kl = isinstance(config, KLVAEConfig)
+        vae = KLVAE(config) if is_kl else VQVAE(config, patch_nums=(1, 16))
     expected = {
         weight: tuple(tensor.shape)
         for weight, tensor in vae.state_dict().items()
         if weight.startswith(PREFIXES)
     }
     weights = plans[name, 1].weights
-    assert {weight: use.shape for weight, use in weights.items()} == expected
+    stored = {n: shape for w, use in weights.items() for n, shape in use.stored(w).items()}
+    assert stored == expected
     upsampling = {weight for weight, use in weights.items() if use.upsamples}
     assert upsampling == {weight for weight in expected if weight.endswith("upsample.conv.weight")}
 

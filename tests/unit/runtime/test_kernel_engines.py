@@ -20,13 +20,13 @@ from tests.unit.runtime.published import published, published_himar
 
 TABLES = {
     part: pytest.importorskip(f"plugins_trt.{part}.aot", reason="no triton")
-    for part in ("glue", "transformer")
+    for part in ("decoder", "glue", "transformer")
 }
 
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels of the transformer for compute capability 9.0, and none of the decoder."""
+    """Kernels for compute capability 9.0."""
 
     def read(path: Path, part: str, gpu: str) -> Any:
         if gpu != "sm90" or part not in TABLES:
@@ -69,7 +69,7 @@ def test_graphs_of_published_sizes_need_no_engines(preset: str) -> None:
     himar = Bundle(Path("himar"), published_himar(preset))
     has_heads_of_64 = preset != "himar-huge-256"
     passes = set(KINDS["transformer"]["himar"]) if has_heads_of_64 else set()
-    kinds = set(KINDS["denoisers"]["himar"]) | passes
+    kinds = set(KINDS["denoisers"]["himar"]) | passes | {"decode", "decode_pivot"}
     assert kinds_with_kernels(himar, "sm90", (1, 32)) == kinds
     assert kinds_with_kernels(himar, "sm80", (1, 32)) == set()
 

@@ -273,11 +273,11 @@ def test_the_decoder_is_kernels_where_there_are_some(
         monkeypatch.setattr(module, "KernelLibrary", lambda path, part, gpu: part)
     monkeypatch.setattr(trt, "CudaSamplingKernels", lambda kernels, stream: None)
 
-    def of_bundle(*arguments: Any) -> FakeDecoder:
+    def engines(*arguments: Any) -> dict[str, FakeDecoder]:
         opened.append(arguments)
-        return decoder
+        return {"decode": decoder}
 
-    monkeypatch.setattr(kernel_engines, "decoder_of_bundle", of_bundle)
+    monkeypatch.setattr(kernel_engines, "decoder_engines", engines)
     config = BackendConfig(name="trt", decoder=kind, transformer="engine")
     runner = TensorRTRunner.load(bundle, config)
     assert opened == [(bundle, "decoder", machine.device, [1, 8])]
