@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -400,6 +401,10 @@ def _check(manifest: Manifest) -> None:
         path = PurePosixPath(spec.file)
         if path.is_absolute() or ".." in path.parts or "\\" in spec.file or not path.parts:
             raise ValueError(f"path {spec.file!r} leaves the bundle")
+    if isinstance(manifest.model, HiMARModelSpec):
+        scale = manifest.model.latent_scale
+        if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise ValueError(f"model.latent_scale is {scale!r}, it must be a positive number")
     if manifest.precision not in ("fp32", "fp16", "bf16"):
         raise ValueError(f"precision is {manifest.precision!r}")
     kinds = get_args(Kind)

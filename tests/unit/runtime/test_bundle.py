@@ -54,6 +54,20 @@ def test_bad_manifest(change: Callable[[dict[str, Any]], None], message: str) ->
         parse_manifest(edited(change), "manifest.json")
 
 
+def test_latent_scale_of_earlier_bundles_is_the_published_one() -> None:
+    data = json.loads(himar_manifest().to_json())
+    del data["model"]["latent_scale"]
+    assert parse_manifest(json.dumps(data), "m").himar.latent_scale == 0.2325
+
+
+@pytest.mark.parametrize("scale", [0, -0.2325, None, "0.2325", float("nan"), float("inf")])
+def test_latent_scale_is_a_positive_number(scale: object) -> None:
+    data = json.loads(himar_manifest().to_json())
+    data["model"]["latent_scale"] = scale
+    with pytest.raises(ManifestError, match=r"latent_scale is .*must be a positive number"):
+        parse_manifest(json.dumps(data), "m")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
 def test_not_a_manifest(text: str) -> None:
     with pytest.raises(ManifestError):
