@@ -6,6 +6,8 @@ tokenizer, the demo's, and Hi-MAR's autoencoder.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from plugins_trt.ahead_of_time import part
 from plugins_trt.ahead_of_time.lowering import Unit, run_time_parameters
 from plugins_trt.decoder.tiles import (
@@ -16,6 +18,7 @@ from plugins_trt.decoder.tiles import (
     STATISTICS_TILES,
     Convolution,
     Tile,
+    Tiles,
 )
 
 MODULE = "plugins_trt.decoder.kernel"
@@ -71,11 +74,13 @@ def convolution_unit(conv: Convolution, tile: Tile) -> Unit:
     return _unit(f"{kind}_{sizes}", "conv", constants, tile.num_warps, tile.num_stages)
 
 
-def units() -> dict[Unit, dict[str, int]]:
+def units(
+    convolutions: Mapping[Convolution, Tiles] = CONVOLUTIONS,
+) -> dict[Unit, dict[str, int]]:
     """All units, with the number of input pixels from which on each is used."""
     found = {
         convolution_unit(conv, tile): pixels
-        for conv, tiles in CONVOLUTIONS.items()
+        for conv, tiles in convolutions.items()
         for pixels, tile in tiles.items()
     }
     others = [
@@ -83,7 +88,7 @@ def units() -> dict[Unit, dict[str, int]]:
         for clamps, name in enumerate(("any", "clamped"))
     ]
     others.append(_unit("scaled", "from_tokens", {"BLOCK": NORMALIZE_BLOCK}))
-    for conv in CONVOLUTIONS:
+    for conv in convolutions:
         channels_in, channels = conv.channels
         if conv.epilogue != "plain":
             norm = {"CHANNELS": channels, "GROUPS": GROUPS, "BLOCK_T": STATISTICS_TILES}

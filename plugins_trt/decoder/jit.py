@@ -128,6 +128,15 @@ def from_planes(planes_BCp: Tensor, out_BpC: Tensor) -> Tensor:
     return out_BpC
 
 
+def from_tokens(tokens_BpC: Tensor, out_BpC: Tensor, *, factor: float) -> Tensor:
+    """Tokens times a factor, into `out_BpC` and in its type."""
+    values = tokens_BpC.numel()
+    kernel.from_tokens_kernel[(-(-values // NORMALIZE_BLOCK),)](
+        tokens_BpC, out_BpC, values, factor, BLOCK=NORMALIZE_BLOCK
+    )
+    return out_BpC
+
+
 def to_image(x_Bp3: Tensor, image_B3p: Tensor, *, clamps: bool = True) -> Tensor:
     """Moved from [-1, 1] to [0, 1], into `image_B3p`; values beyond these are clamped or kept."""
     B, pixels, _ = x_Bp3.shape

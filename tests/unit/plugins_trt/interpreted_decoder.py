@@ -17,6 +17,7 @@ from plugins_trt.decoder.jit import (
     attend,
     convolve,
     from_planes,
+    from_tokens,
     group_norm,
     make_sums,
     normalize,
@@ -129,10 +130,16 @@ def check_layouts() -> dict[str, float]:
     last = from_planes(planes, torch.full((2, 150, 6), float("nan"), dtype=torch.float16))
     x = torch.randn((2, 150, 3), generator=g).half()
     image = to_image(x, torch.full((2, 3, 150), float("nan")))
-    expected = x.float().clamp(-1, 1).transpose(1, 2) / 2 + 0.5
+    kept = to_image(x, torch.full((2, 3, 150), float("nan")), clamps=False)
+    expected = x.float().transpose(1, 2)
+    tokens = torch.randn((3, 49, 16), generator=g)  # more than one program, and an odd rest
+    out = torch.full(tokens.shape, float("nan"), dtype=torch.float16)
+    scaled = from_tokens(tokens, out, factor=1 / 0.2325)
     return {
         "from-planes": float((last - planes.half().transpose(1, 2)).abs().max()),
-        "to-image": float((image - expected).abs().max()),
+        "from-tokens": float((scaled - (tokens * (1 / 0.2325)).half()).abs().max()),
+        "to-image": float((image - (expected.clamp(-1, 1) / 2 + 0.5)).abs().max()),
+        "to-image-unclamped": float((kept - (expected / 2 + 0.5)).abs().max()),
     }
 
 

@@ -53,8 +53,11 @@ def run_plan(plan: LaunchPlan, units: Mapping[str, Unit], values: Mapping[str, T
                 arguments[name] = torch.zeros(1, dtype=DTYPES[kind])
             else:
                 arguments[name] = step.scalars.get(name, 0)
+        constants = dict(unit.constants)
+        if "OVERLAPS" in constants:
+            constants["OVERLAPS"] = 0
         grid = (*step.grid, 1, 1)[:3]
-        kernel[grid](**arguments, **{**dict(unit.constants), "OVERLAPS": False})
+        kernel[grid](**arguments, **constants)
     assert not arrivals.any()
 
 

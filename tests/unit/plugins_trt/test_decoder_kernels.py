@@ -16,9 +16,12 @@ CONVOLUTIONS = (
     "split-and-masked", "residual", "upsampled", "upsampled-split",
 )  # fmt: skip
 NORMS = ("one-tile", "many-tiles", "odd")
+LAYOUTS = ("from-planes", "from-tokens", "to-image", "to-image-unclamped")
 ATTENTIONS = ("one-block", "many-blocks", "odd")
 # float16 rounds by at most 2^-11; weights of attention and folded ones are rounded once more
 TOLERANCE = 6e-4
+# some fifteen maps in a row are rounded to float16
+PLAN_TOLERANCE = 3e-3
 SUMS_TOLERANCE = 1e-6  # float32
 
 
@@ -46,9 +49,15 @@ def test_attention_is_that_of_pytorch(errors: dict[str, dict[str, float]], name:
     assert errors[f"attention-{name}"]["out"] < TOLERANCE
 
 
-@pytest.mark.parametrize("kernel", ["from-planes", "to-image"])
+@pytest.mark.parametrize("kernel", LAYOUTS)
 def test_layouts_are_changed_exactly(errors: dict[str, dict[str, float]], kernel: str) -> None:
     assert errors["layouts"][kernel] == 0
+
+
+def test_a_plan_of_himars_decoder_makes_the_images_of_its_graph() -> None:
+    found = run_interpreted("tests.unit.plugins_trt.interpreted_himar_decoder")
+    assert found["error"] < PLAN_TOLERANCE
+    assert found["greatest"] > 1  # whiter than white, and not clamped
 
 
 def test_folded_weights_upsample_and_convolve() -> None:
