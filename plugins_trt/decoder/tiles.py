@@ -123,7 +123,8 @@ PUBLISHED: Mapping[Convolution, Tiles] = {
     Convolution(channels=(160, 160), upsamples=True): {0: ONE_160},
     Convolution(channels=(160, 3), epilogue="plain"): {0: TO_PIXELS},
 }
-# Hi-MAR's autoencoder, and the demo's tokenizer, which share widths
+# Hi-MAR's autoencoder and the demo's tokenizer, which share widths; in tiles that were measured for
+# the published tokenizer
 OTHERS: Mapping[Convolution, Tiles] = {
     Convolution(channels=(16, 16), side=1, epilogue="plain"): {0: FROM_LATENT},
     Convolution(channels=(16, 512)): {0: FROM_LATENT},
