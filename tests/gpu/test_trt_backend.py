@@ -141,7 +141,7 @@ def staged(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3], ids=lambda b: f"B{b}")
-@pytest.mark.parametrize("graph", STAGED)
+@pytest.mark.parametrize("graph", ["encode", "decode"])  # of STAGED, what HMAR has
 def test_stages_run_as_the_graph(bundle: Bundle, staged: Pipeline, graph: str, batch: int) -> None:
     compare_with_onnx_runtime(bundle, staged, graph, batch)
 
