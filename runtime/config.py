@@ -119,7 +119,8 @@ class BackendConfig:
             them) or "plugin" (the built library that `plugins_trt.loader` finds). Engines
             were built with one or the other; "plugin" then refuses those without it.
         decoder: what decodes images in the backend "trt": "kernels" (the built library holds some,
-            for a float16 decoder of the published sizes or the demo's on an H100), "engine"
+            for a float16 decoder of the published sizes, of both families, or the demo's on an
+            H100), "engine"
             (TensorRT's), or "auto", which is kernels where there are some.
         transformer: what runs the passes of the transformer, and what lies between them; likewise,
             the library's kernels being for float16 models of the published widths (of Hi-MAR

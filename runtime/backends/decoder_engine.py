@@ -18,6 +18,7 @@ from runtime.backends.planned_engine import (
 )
 from runtime.bundle import Bundle, Kind, Manifest
 from runtime.decoder_plan import WeightUse, check_weights, plan_decoder, read_sizes
+from runtime.errors import BackendUnavailableError
 from runtime.launches import KernelTable
 
 DECODERS: tuple[Kind, ...] = ("decode", "decode_pivot")
@@ -32,6 +33,8 @@ def planned_decoders(
         BackendUnavailableError: there are no kernels for these sizes.
     """
     graphs = [name for name, graph in manifest.graphs.items() if graph.kind in DECODERS]
+    if not graphs:
+        raise BackendUnavailableError("this bundle has no graph that decodes")
     sizes = {name: read_sizes(manifest, name) for name in graphs}
     weights = plan_decoder(sizes[graphs[0]], 1, table).weights
     check_weights(weights, manifest)

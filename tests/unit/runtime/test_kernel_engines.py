@@ -81,6 +81,15 @@ def test_other_sizes_need_engines() -> None:
         assert kinds_with_kernels(Bundle(Path("himar"), manifest), "sm90", (1,)) == set()
 
 
+@pytest.mark.usefixtures("library")
+def test_a_bundle_without_decoder_needs_none() -> None:
+    whole = published_himar("himar-base-256")
+    graphs = {n: graph for n, graph in whole.graphs.items() if not graph.kind.startswith("decode")}
+    himar = Bundle(Path("himar"), dataclasses.replace(whole, graphs=graphs))
+    kinds = set(KINDS["denoisers"]["himar"]) | set(KINDS["transformer"]["himar"])
+    assert kinds_with_kernels(himar, "sm90", (1,)) == kinds
+
+
 def test_without_the_library_all_is_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(kind: str) -> None:
         raise PluginNotFoundError("libhmar_plugins.so: not found")
