@@ -12,7 +12,7 @@ from runtime.bundle import GraphSpec
 from runtime.engine_plan import is_within, nbytes, resolve, with_totals
 
 MAX_GRAPHS = 256
-"""Those of Hi-MAR's 36 steps for several batches, some 0.2 MB each."""
+"""Those of Hi-MAR's 36 steps for several batches."""
 
 
 class CapturedRuns:

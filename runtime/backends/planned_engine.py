@@ -18,7 +18,7 @@ Planned = dict[str, tuple[Sequence[Dims], Sequence[LaunchPlan]]]
 """By graph: its profiles, and a plan of each."""
 
 COUNTER_NBYTES = 4  # of an arrival
-FEW = 10  # launches, which take no longer than copying inputs and outputs of a graph
+FEW = 10  # launches, which are made as they are: inputs and outputs of a graph would be copied
 
 
 class DeviceArrays:
