@@ -54,6 +54,8 @@ LIBRARIES = {  # file: (its header, where fetch_headers.py puts it, CMake's name
     "libhmar_plugins.so": ("NvInferRuntime.h", "tensorrt", "TENSORRT_ROOT"),
     "libhmar_ort.so": ("onnxruntime_cxx_api.h", "onnxruntime", "ONNXRUNTIME_ROOT"),
 }
+# what compiles kernels: Triton's, and those in CUDA C++
+COMPILERS = ("triton>=3.6", "cuda-bindings>=12.9", "nvidia-cuda-nvrtc>=13.0")
 Mode = Literal["auto", "on", "cpu", "off"]
 
 
@@ -130,15 +132,16 @@ def find_header(header: str, folder: str, named: str) -> Path | None:
     return None
 
 
-def with_triton() -> dict[str, str] | None:
-    """Environment variables with which this Python finds Triton.
+def with_compilers() -> dict[str, str] | None:
+    """Environment variables with which this Python finds COMPILERS.
 
     Those of pip's isolated build, or those of the environment that the package is installed into:
     what pip isolates with is named in PYTHONPATH.
     """
     bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     for environment in (dict(os.environ), bare):
-        command = [sys.executable, "-c", "import triton"]
+        uses = "import triton; from cuda.bindings import nvrtc; nvrtc.nvrtcVersion()"
+        command = [sys.executable, "-c", uses]
         if subprocess.run(command, env=environment, cwd=ROOT, capture_output=True).returncode == 0:
             return environment
     return None
@@ -152,8 +155,8 @@ def get_requires_for_build_wheel(
     if make_plan(settings).roots:
         if shutil.which("cmake") is None:
             requires.append("cmake>=3.25")
-        if settings.plugins != "cpu" and with_triton() is None:
-            requires.append("triton>=3.6")
+        if settings.plugins != "cpu" and with_compilers() is None:
+            requires.extend(COMPILERS)
     return requires
 
 
@@ -224,9 +227,11 @@ def compile_kernels(archs: str) -> Path:
     Raises:
         PluginBuildError: it fails.
     """
-    environment = with_triton()
+    environment = with_compilers()
     if environment is None:
-        raise PluginBuildError("Triton is not installed, and not in the build environment")
+        raise PluginBuildError(
+            f"{', '.join(COMPILERS)}: not all installed, nor in the build environment"
+        )
     folder = BUILD / "kernels"
     for package in ("block_sparse_attn", "sampling", "decoder", "transformer", "glue"):
         command = [sys.executable, "-m", f"plugins_trt.{package}.aot", "--out", str(folder)]

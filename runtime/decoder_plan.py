@@ -19,6 +19,7 @@ GROUPS, EPS = 32, 1e-6  # of every group norm
 PLACES = ("map0", "map1", "map2")  # a residual block has no more than three maps at once
 INPUTS: dict[Family, str] = {"hmar": "f_hat", "himar": "tokens"}
 OUTPUT = "image"
+CONVOLUTIONS = ("conv", "wide_conv")  # functions
 PREFIXES = ("decoder.", "post_quant_conv.")  # of the tensors in a bundle
 
 
@@ -238,7 +239,7 @@ class _Builder:
         parts: tuple[str, ...] = (),
     ) -> _Map:
         kernel, constants = self._select(
-            "conv",
+            CONVOLUTIONS,
             self._batch * x.side * x.side,
             CIN=x.channels,
             COUT=channels,
@@ -248,7 +249,7 @@ class _Builder:
             HAS_SUMS=epilogue == "sums",
         )
         tiles = blocks(x.side, constants["TILE_H"]) * blocks(x.side, constants["TILE_W"])
-        programs = tiles * blocks(channels, constants["BLOCK_N"] + constants["REST_N"])
+        channel_blocks = blocks(channels, constants["BLOCK_N"] + constants["REST_N"])
         phases = 4 if upsamples else 1
         out = self._take(channels, x.side * (2 if upsamples else 1), phases * tiles)
         pointers = {"x": x.place, "out": out.place}
@@ -259,8 +260,15 @@ class _Builder:
         if epilogue == "sums":
             pointers["sums"] = "sums"
             self._reserve("sums", out.tiles * 2 * channels * 4)
-        grid = (programs, phases, self._batch)
-        self._add(kernel, grid, pointers, height=x.side, width=x.side)
+        grid: tuple[int, ...] = (tiles * channel_blocks, phases, self._batch)
+        size = {"height": x.side, "width": x.side}
+        if (entry := self._kernels[kernel])["function"] == "wide_conv":
+            cluster, most = entry["cluster"], entry["programs"]
+            clusters = blocks(tiles * self._batch, cluster) * phases * channel_blocks
+            grid, size["batch"] = (min(cluster * clusters, most),), self._batch
+            nbytes = most * entry["scratch_bytes"]
+            pointers["global_scratch"] = self._scratch.add("tensor_maps", nbytes)
+        self._add(kernel, grid, pointers, **size)
         self._free += [m.place for m in (x, residual) if m is not None]
         return out
 
@@ -334,21 +342,22 @@ class _Builder:
         self._steps.append(Step(kernel, tuple(grid), pointers, scalars))
 
     def _select(
-        self, function: str, pixels: int = 0, **wanted: int
+        self, functions: str | tuple[str, ...], pixels: int = 0, **wanted: int
     ) -> tuple[str, Mapping[str, int]]:
         """The kernel for so many pixels, and its compile-time constants."""
+        functions = (functions,) if isinstance(functions, str) else functions
         fitting = {
             name: entry
             for name, entry in self._kernels.items()
-            if entry["function"] == function
+            if entry["function"] in functions
             and entry["from_pixels"] <= pixels
             and all(entry["constants"][key] == value for key, value in wanted.items())
         }
         if not fitting:
             sizes = ", ".join(f"{key}={int(value)}" for key, value in wanted.items())
             raise BackendUnavailableError(
-                f"the library has no decoder kernel {function} with {sizes}: it holds those of the "
-                "published tokenizer (plugins_trt/decoder/tiles.py)"
+                f"the library has no decoder kernel {functions[0]} with {sizes}: it holds those of "
+                "the published tokenizer (plugins_trt/decoder/tiles.py)"
             )
         name = max(fitting, key=lambda name: fitting[name]["from_pixels"])
         return name, fitting[name]["constants"]

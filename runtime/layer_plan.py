@@ -141,7 +141,6 @@ class LayerPlanner:
         (depth, width), rows = shape, rows or self.rows
         kernel, entry = self.select(layer, rows)
         of = entry["constants"]
-        tiles = blocks(rows, of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
         if depth % of["BLOCK_K"]:
             raise BackendUnavailableError(
                 f"kernel {kernel} reads {of['BLOCK_K']} values at once, {own} has {depth}"
@@ -151,12 +150,14 @@ class LayerPlanner:
         sizes = {"rows": rows, "length": self.length, "depth": depth, "width": width}
         sizes |= scalars or {}
         if entry["function"] == "wide":
-            programs = entry["programs"]
+            programs, cluster = entry["programs"], entry["cluster"]
+            clusters = blocks(rows, cluster * of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
             places["global_scratch"] = self.scratch.add(
-                "descriptors", programs * entry["scratch_bytes"]
+                "tensor_maps", programs * entry["scratch_bytes"]
             )
-            self.add(kernel, (min(tiles, programs),), places, **sizes)
+            self.add(kernel, (min(cluster * clusters, programs),), places, **sizes)
             return
+        tiles = blocks(rows, of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
         if of["SPLITS"] > 1:
             nbytes = of["SPLITS"] * rows * width * FLOAT
             places |= {"partials": self.scratch.add("partials", nbytes), "arrivals": ARRIVALS}

@@ -17,6 +17,8 @@ from runtime.decoder_plan import DecoderSizes
 from tests.host_device import HostDevice, memory
 
 TILES = {0: (2, 4), 64: (8, 8)}  # height and width, by the number of pixels from which on
+WIDE_FROM, WIDE_TILE = 256, (2, 8)  # the same, of the persistent kernels
+PROGRAMS, CLUSTER = 6, 2  # of these, and how many share weights
 
 
 def host_table(sizes: DecoderSizes) -> KernelTable:
@@ -27,14 +29,19 @@ def host_table(sizes: DecoderSizes) -> KernelTable:
 
     def add(function: str, from_pixels: int = 0, **constants: int) -> None:
         entry = {"function": function, "from_pixels": from_pixels, "constants": constants}
+        entry |= {"programs": PROGRAMS, "cluster": CLUSTER, "scratch_bytes": 256}
         table[f"{function}{len(table)}"] = entry
 
     for (cin, cout), side, upsamples in product(pairs, (1, 3), (False, True)):
-        for (pixels, (height, width)), residual, sums in product(TILES.items(), (0, 1), (0, 1)):
-            sizes_of = {"CIN": cin, "COUT": cout, "SIDE": side, "UPSAMPLES": upsamples}
-            epilogue = {"HAS_RESIDUAL": residual, "HAS_SUMS": sums}
-            tile = {"TILE_H": height, "TILE_W": width, "BLOCK_N": 16, "REST_N": 8}
-            add("conv", pixels, **sizes_of, **epilogue, **tile)
+        sizes_of = {"CIN": cin, "COUT": cout, "SIDE": side, "UPSAMPLES": upsamples}
+        for residual, sums in product((0, 1), (0, 1)):
+            of = {**sizes_of, "HAS_RESIDUAL": residual, "HAS_SUMS": sums}
+            for pixels, (height, width) in TILES.items():
+                tile = {"TILE_H": height, "TILE_W": width, "BLOCK_N": 16, "REST_N": 8}
+                add("conv", pixels, **of, **tile)
+            height, width = WIDE_TILE
+            tile = {"TILE_H": height, "TILE_W": width, "BLOCK_N": 32, "REST_N": 0}
+            add("wide_conv", WIDE_FROM, **of, **tile)
     for width in widths:
         add("statistics", CHANNELS=width, GROUPS=32)
         add("attention", CHANNELS=width, BLOCK_Q=16, BLOCK_C=32)
@@ -66,11 +73,29 @@ class HostDecoderKernels:
         self, of: Mapping[str, int], grid: Sequence[int], *, x: int, weights: int, bias: int,
         out: int, height: int, width: int, residual: int = 0, sums: int = 0,
     ) -> None:  # fmt: skip
-        cin, cout, B = of["CIN"], of["COUT"], grid[2]
-        factor, side = (2, 2) if of["UPSAMPLES"] else (1, of["SIDE"])
         tiles = math.ceil(height / of["TILE_H"]) * math.ceil(width / of["TILE_W"])
-        blocks = math.ceil(cout / (of["BLOCK_N"] + of["REST_N"]))
-        assert tuple(grid[:2]) == (tiles * blocks, factor**2)
+        blocks = math.ceil(of["COUT"] / (of["BLOCK_N"] + of["REST_N"]))
+        assert tuple(grid[:2]) == (tiles * blocks, 4 if of["UPSAMPLES"] else 1)
+        places = {"x": x, "weights": weights, "bias": bias, "out": out}
+        self._compute(of, grid[2], height, width, tiles, residual, sums, **places)
+
+    def _wide_conv(
+        self, of: Mapping[str, int], grid: Sequence[int], *, batch: int, height: int, width: int,
+        global_scratch: int, residual: int = 0, sums: int = 0, **places: int,
+    ) -> None:  # fmt: skip
+        tiles = math.ceil(height / of["TILE_H"]) * math.ceil(width / of["TILE_W"])
+        clusters = math.ceil(batch * tiles / CLUSTER) * math.ceil(of["COUT"] / of["BLOCK_N"])
+        clusters *= 4 if of["UPSAMPLES"] else 1
+        assert tuple(grid) == (min(CLUSTER * clusters, PROGRAMS),)
+        memory(global_scratch, np.uint8, PROGRAMS, 256)[...] = 0xFF
+        self._compute(of, batch, height, width, tiles, residual, sums, **places)
+
+    def _compute(
+        self, of: Mapping[str, int], B: int, height: int, width: int, tiles: int, residual: int,
+        sums: int, *, x: int, weights: int, bias: int, out: int,
+    ) -> None:  # fmt: skip
+        cin, cout = of["CIN"], of["COUT"]
+        factor, side = (2, 2) if of["UPSAMPLES"] else (1, of["SIDE"])
         pad = side // 2
         x_BChw = F.pad(_tensor(x, B, height, width, cin).movedim(3, 1), (pad,) * 4)
         folded = _tensor(weights, factor**2, cout, side, side, cin).movedim(4, 2)

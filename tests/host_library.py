@@ -22,7 +22,7 @@ from tests.host_device import HostKernels
 GPU = "sm90"
 BATCHES = (1, 2, 3)  # that a bundle is run with
 RANKS = {
-    ("decoder", "conv"): 3, ("decoder", "attention"): 3,
+    ("decoder", "conv"): 3, ("decoder", "wide_conv"): 1, ("decoder", "attention"): 3,
     ("glue", "modulation"): 3, ("glue", "shared_modulation"): 3,
     ("transformer", "attention"): 3, ("transformer", "normalize"): 1, ("transformer", "wide"): 1,
 }  # fmt: skip

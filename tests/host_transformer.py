@@ -14,7 +14,7 @@ from torch import Tensor
 from runtime.launches import KernelTable
 from tests.host_device import HostDevice, memory
 
-PROGRAMS = 3  # of a persistent kernel
+PROGRAMS, CLUSTER = 6, 2  # of a persistent kernel, and how many of these share weights
 EPILOGUES = {"qkv": 0, "proj": 2, "fc1": 1, "fc2": 2, "head": 0}
 
 
@@ -25,7 +25,7 @@ def host_table() -> KernelTable:
     def add(function: str, part: str, size: int, **constants: int) -> None:
         table[f"{part}{size}"] = {
             "function": function, "uses": {part: [(0, size)]}, "constants": constants,
-            "programs": PROGRAMS, "scratch_bytes": 128,
+            "programs": PROGRAMS, "cluster": CLUSTER, "scratch_bytes": 128,
         }  # fmt: skip
 
     for layer, epilogue in EPILOGUES.items():
@@ -97,8 +97,8 @@ class HostTransformerKernels:
         self, of: Mapping[str, int], grid: tuple[int, ...], *, rows: int, width: int,
         global_scratch: int, **rest: int,
     ) -> None:  # fmt: skip
-        tiles = math.ceil(rows / of["BLOCK_M"]) * math.ceil(width / of["BLOCK_N"])
-        assert grid == (min(tiles, PROGRAMS),)
+        pairs = math.ceil(rows / (CLUSTER * of["BLOCK_M"])) * math.ceil(width / of["BLOCK_N"])
+        assert grid == (min(CLUSTER * pairs, PROGRAMS),)
         memory(global_scratch, np.uint8, PROGRAMS, 128)[...] = 0xFF
         self._compute(of, rows=rows, width=width, **rest)
 

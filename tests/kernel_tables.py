@@ -14,7 +14,7 @@ def kernel_table(aot: ModuleType) -> dict[str, dict[str, Any]]:
     part = pytest.importorskip("plugins_trt.ahead_of_time.part", reason="no triton")
     kernels = {
         (90, unit): lowering.Kernel(
-            ptx="", threads=128, shared_bytes=0, scratch_bytes=256 * unit.may_use_scratch
+            ptx="", threads=128, shared_bytes=0, scratch_bytes=getattr(unit, "scratch_bytes", 0)
         )
         for unit in aot.units()
     }

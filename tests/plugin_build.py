@@ -65,11 +65,24 @@ def tensorrt_include_dir() -> Path | None:
     return Path(package.origin).parent / "include" / "tensorrt"
 
 
+def has_nvrtc() -> bool:
+    """Whether kernels in CUDA C++ can be compiled."""
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
 def missing_tools(include_dir: Path | None) -> list[str]:
     """What the build needs and this machine lacks."""
     missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
     if importlib.util.find_spec("triton") is None:
         missing.append("triton (pip install '.[aot]')")
+    if not has_nvrtc():
+        missing.append("NVRTC (pip install '.[aot]')")
     if not (shutil.which("fatbinary") or Path("/usr/local/cuda/bin/fatbinary").exists()):
         missing.append("fatbinary (CUDA toolkit)")
     if include_dir is None:

@@ -25,7 +25,8 @@ from pathlib import Path
 import triton
 from triton.backends.nvidia.compiler import get_ptxas
 
-from plugins_trt.ahead_of_time import ARCHITECTURES, lowering
+from plugins_trt.ahead_of_time import ARCHITECTURES, cuda, lowering
+from plugins_trt.ahead_of_time.cuda import CudaUnit
 from plugins_trt.ahead_of_time.lowering import AheadOfTimeError, Kernel, Unit
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ LOWERED_AS = {86: 80, 89: 80}
 # Shared memory that one program may have.
 MAX_SHARED_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 120: 101376}
 
-Kernels = Mapping[tuple[int, Unit], Kernel]  # by architecture and unit
+AnyUnit = Unit | CudaUnit
+Kernels = Mapping[tuple[int, AnyUnit], Kernel]  # by architecture and unit
 
 
 def lowered_as(arch: int) -> int:
@@ -54,16 +56,29 @@ def digest(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
-def compile_cached(unit: Unit, arch: int, folder: Path) -> Kernel:
-    """As `lowering.compile_kernel`, from the cache where it holds the kernel."""
-    tools = triton.__version__, get_ptxas(arch).version, inspect.getsource(lowering.compile_kernel)
-    path = folder / f"{digest(*tools, lowering.source(unit).hash(), unit, arch)}.json"
+def compile_cached(unit: AnyUnit, arch: int, folder: Path) -> Kernel:
+    """PTX of a unit for a compute capability, from the cache where it holds the kernel."""
+    path = folder / f"{digest(*_made_from(unit, arch), unit, arch)}.json"
     if not path.exists():
-        kernel = lowering.compile_kernel(unit, arch)
+        kernel = _compile(unit, arch)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(kernel)))
         partial.rename(path)
     return Kernel(**json.loads(path.read_text()))
+
+
+def _compile(unit: AnyUnit, arch: int) -> Kernel:
+    if isinstance(unit, CudaUnit):
+        return cuda.compile_kernel(unit, arch)
+    return lowering.compile_kernel(unit, arch)
+
+
+def _made_from(unit: AnyUnit, arch: int) -> tuple[object, ...]:
+    """Compilers and source of a unit."""
+    if isinstance(unit, CudaUnit):
+        return cuda.compiler_version(), inspect.getsource(cuda), unit.text
+    compiler = inspect.getsource(lowering.compile_kernel)
+    return triton.__version__, get_ptxas(arch).version, compiler, lowering.source(unit).hash()
 
 
 def build_cubin(ptx: str, arch: int, folder: Path) -> Path:
@@ -104,7 +119,7 @@ def run_tool(command: Sequence[str], folder: Path) -> str:
 
 
 def build_fatbin(
-    units: Sequence[Unit], arches: Sequence[int], fatbin: Path, *, fatbinary: str, jobs: int
+    units: Sequence[AnyUnit], arches: Sequence[int], fatbin: Path, *, fatbinary: str, jobs: int
 ) -> Kernels:
     """Compiles all units for all architectures, and writes the fatbinary.
 
@@ -151,12 +166,12 @@ def check_shared_memory(kernels: Kernels) -> None:
 
 
 def compile_all(
-    pool: Executor, units: Sequence[Unit], arches: Sequence[int], cache: Path
+    pool: Executor, units: Sequence[AnyUnit], arches: Sequence[int], cache: Path
 ) -> tuple[Kernels, dict[int, Future[Path]]]:
     """PTX of all kernels by `lowered_as` and unit, and the cubins by architecture, on their way."""
     wanted = {(lowered_as(arch), unit): None for arch in arches for unit in units}
     pending = {pool.submit(compile_cached, u, front, cache): (front, u) for front, u in wanted}
-    kernels: dict[tuple[int, Unit], Kernel] = {}
+    kernels: dict[tuple[int, AnyUnit], Kernel] = {}
     assembling: dict[int, Future[Path]] = {}
     for done in as_completed(pending):
         front, unit = pending[done]

@@ -38,7 +38,6 @@ class Unit:
         num_stages: steps of a loop whose loads are in flight, None for the compiler's default.
         max_registers: of a thread, None for the compiler's choice.
         fuses_products: a product and a sum may become one operation, which rounds once.
-        may_use_scratch: whoever launches it provides the memory that the compiler asks for.
     """
 
     name: str
@@ -51,15 +50,16 @@ class Unit:
     num_stages: int | None = None
     max_registers: int | None = None
     fuses_products: bool = True
-    may_use_scratch: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """One compiled unit: PTX and what the compiler says about it.
+    """One compiled unit: PTX, and what one program needs.
 
     Attributes:
-        scratch_bytes: of device memory for each program, behind the parameter `global_scratch`.
+        threads: of the program.
+        shared_bytes: of shared memory.
+        scratch_bytes: of device memory, behind the parameter `global_scratch`.
     """
 
     ptx: str
@@ -128,38 +128,38 @@ def compile_kernel(unit: Unit, arch: int) -> Kernel:
     metadata: dict[str, Any] = {}
     for lower in stages.values():
         module = lower(module, metadata)
-    scratch_bytes = metadata["global_scratch_size"]
-    if (scratch_bytes and not unit.may_use_scratch) or metadata["profile_scratch_size"]:
+    if metadata["global_scratch_size"] or metadata["profile_scratch_size"]:
         raise AheadOfTimeError(
             f"{unit.name}, sm_{arch}: wants scratch memory, which the launcher does not allocate"
         )
     ptx = module.replace(metadata["name"], unit.name)
-    check_parameters(ptx, unit)
+    check_parameters(ptx, unit.name, unit.parameters)
     (threads,) = re.findall(r"^\.reqntid (\d+)", ptx, re.MULTILINE)
-    return Kernel(
-        ptx=ptx,
-        threads=int(threads),
-        shared_bytes=metadata["shared"],
-        scratch_bytes=scratch_bytes,
-    )
+    return Kernel(ptx=ptx, threads=int(threads), shared_bytes=metadata["shared"])
 
 
-def check_parameters(ptx: str, unit: Unit) -> None:
-    """Raises AheadOfTimeError unless the entry takes the parameters that the launcher will pass."""
+def check_parameters(
+    ptx: str, name: str, parameters: Sequence[tuple[str, str]], pointer: str = ".u64 .ptr"
+) -> None:
+    """Raises AheadOfTimeError unless the entry takes the parameters that the launcher will pass.
+
+    Args:
+        pointer: how the compiler declares one.
+    """
     (entry,) = re.findall(r"^\.visible \.entry \w+\((.*?)\)", ptx, re.MULTILINE | re.DOTALL)
     found = [line.split()[1:] for line in entry.strip().splitlines()]
     got = [words[0] + " .ptr" * (".ptr" in words) for words in found]
-    expected = [
-        ".u64 .ptr" if kind.startswith("*") else PTX_TYPES[kind] for _, kind in unit.parameters
-    ] + [".u64 .ptr"] * len(SCRATCH_PARAMETERS)
+    expected = [pointer if kind.startswith("*") else PTX_TYPES[kind] for _, kind in parameters]
+    expected += [pointer] * len(SCRATCH_PARAMETERS)
     if got != expected:
         raise AheadOfTimeError(
-            f"{unit.name}: the compiler made parameters {got}, the launcher passes {expected}"
+            f"{name}: the compiler made parameters {got}, the launcher passes {expected}"
         )
 
 
 def merge_ptx(kernels: Sequence[Kernel]) -> str:
-    """One module with all entries; declarations that they share are written once."""
+    """One module with all entries, for the latest version of PTX that one of them is for;
+    declarations that they share are written once."""
     declarations: dict[str, str] = {}
     bodies = []
     for compiled in kernels:
@@ -170,6 +170,9 @@ def merge_ptx(kernels: Sequence[Kernel]) -> str:
             # `.target sm_80`, or `.extern .shared .align 16 .b8 global_smem[];`
             words = line.split("=")[0].split("[")[0].split()
             name = words[-1] if line.endswith(";") else words[0]
+            if name == ".version":
+                line = max(line, declarations.get(name, line), key=_version)
+                declarations[name] = line
             if declarations.setdefault(name, line) != line:
                 raise AheadOfTimeError(
                     f"declarations differ between kernels of one architecture: "
@@ -177,3 +180,7 @@ def merge_ptx(kernels: Sequence[Kernel]) -> str:
                 )
         bodies.append(f".visible .entry {entry.rstrip()}\n")
     return "\n".join([*declarations.values(), "", *bodies])
+
+
+def _version(line: str) -> tuple[int, ...]:
+    return tuple(map(int, line.split()[1].split(".")))

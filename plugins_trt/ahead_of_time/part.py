@@ -12,10 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plugins_trt.ahead_of_time.fatbin import Kernels, build_fatbin, find_fatbinary, parse_args
-from plugins_trt.ahead_of_time.lowering import SCRATCH_PARAMETERS, Unit
+from plugins_trt.ahead_of_time.fatbin import (
+    AnyUnit,
+    Kernels,
+    build_fatbin,
+    find_fatbinary,
+    parse_args,
+)
+from plugins_trt.ahead_of_time.lowering import SCRATCH_PARAMETERS
 
-Units = Mapping[Unit, Mapping[str, Any]]
+Units = Mapping[AnyUnit, Mapping[str, Any]]
 """All units of a part, and what its planner needs to know of each."""
 
 

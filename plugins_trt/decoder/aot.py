@@ -8,29 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from plugins_trt.ahead_of_time import part
+from plugins_trt.ahead_of_time import cuda, part
+from plugins_trt.ahead_of_time.cuda import CudaUnit
+from plugins_trt.ahead_of_time.fatbin import AnyUnit
 from plugins_trt.ahead_of_time.lowering import Unit, run_time_parameters
 from plugins_trt.decoder.tiles import (
     ATTENTION_BLOCKS,
     CONVOLUTIONS,
     NORMALIZE_BLOCK,
     PIXELS_BLOCK,
+    PROGRAMS,
     STATISTICS_TILES,
     Convolution,
     Tile,
     Tiles,
+    WideTile,
 )
 
 MODULE = "plugins_trt.decoder.kernel"
 ARCHITECTURE = 90  # that the tiles were measured on
 GROUPS = 32  # of every group norm
 
+WIDE_PARAMETERS = (
+    "x", "weights", "bias", "residual", "out", "sums", "batch", "height", "width",
+)  # fmt: skip
 ALIGNMENT = 16  # of pointers, in bytes
 PARAMETERS = {
     **dict.fromkeys(("x", "weights", "residual", "out", "qkv"), "*fp16"),
     **dict.fromkeys(("bias", "gain", "sums", "scale_shift", "planes", "image"), "*fp32"),
     "tokens": "*fp32",
-    **dict.fromkeys(("height", "width", "num_tiles", "num_pixels", "num_values"), "i32"),
+    **dict.fromkeys(("batch", "height", "width", "num_tiles", "num_pixels", "num_values"), "i32"),
     **dict.fromkeys(("eps", "sm_scale", "factor"), "fp32"),
 }
 
@@ -59,30 +66,60 @@ def _unit(
 
 def convolution_unit(conv: Convolution, tile: Tile) -> Unit:
     """One convolution in one division."""
+    constants = {**_constants(conv), **tile.constants}
+    name = f"{_kind(conv)}_{tile.height}x{tile.width}x{tile.channels + tile.rest}"
+    return _unit(name, "conv", constants, tile.num_warps, tile.num_stages)
+
+
+def wide_unit(conv: Convolution, tile: WideTile) -> CudaUnit:
+    """One convolution of many pixels in one division."""
+    constants = {**_constants(conv), **tile.constants}
+    has_rest = conv.channels[0] % cuda.DEPTH != 0
+    stage = (tile.height * constants["TILE_W"] + tile.channels) * 2 * cuda.DEPTH
+    sums = 2 * 4 * 2 * tile.channels * 4  # of the warps of two warpgroups, float32
+    return CudaUnit(
+        name=f"hmar_wide_conv_{_kind(conv)}_{tile.height}x16x{tile.channels}",
+        source="decoder/csrc/conv.cu",
+        function="wide_conv_kernel",
+        parameters=tuple((name, PARAMETERS[name]) for name in WIDE_PARAMETERS),
+        constants=tuple(constants.items()),
+        columns=tile.channels,
+        shared_bytes=cuda.BARRIERS_BYTES + tile.num_stages * stage + sums,
+        scratch_bytes=(4 if has_rest else 2) * cuda.MAP_BYTES,
+    )
+
+
+def _constants(conv: Convolution) -> dict[str, int]:
     channels_in, channels_out = conv.channels
-    constants = {
+    return {
         "CIN": channels_in,
         "COUT": channels_out,
         "SIDE": conv.side,
         "UPSAMPLES": int(conv.upsamples),
         "HAS_RESIDUAL": int(conv.epilogue == "residual"),
         "HAS_SUMS": int(conv.epilogue != "plain"),
-        **tile.constants,
     }
+
+
+def _kind(conv: Convolution) -> str:
+    channels_in, channels_out = conv.channels
     kind = f"{'up' if conv.upsamples else ''}{conv.side}x{conv.side}_{conv.epilogue}"
-    sizes = f"{channels_in}_{channels_out}_{tile.height}x{tile.width}x{tile.channels + tile.rest}"
-    return _unit(f"{kind}_{sizes}", "conv", constants, tile.num_warps, tile.num_stages)
+    return f"{kind}_{channels_in}_{channels_out}"
 
 
 def units(
     convolutions: Mapping[Convolution, Tiles] = CONVOLUTIONS,
-) -> dict[Unit, dict[str, int]]:
-    """All units, with the number of input pixels from which on each is used."""
-    found = {
-        convolution_unit(conv, tile): pixels
-        for conv, tiles in convolutions.items()
-        for pixels, tile in tiles.items()
-    }
+) -> dict[AnyUnit, dict[str, int]]:
+    """All units.
+
+    The table says from how many input pixels on each is used, the number of its programs if it is
+    persistent, and how many neighbours of these share weights.
+    """
+    found: dict[AnyUnit, int] = {}
+    for conv, tiles in convolutions.items():
+        for pixels, tile in tiles.items():
+            is_wide = isinstance(tile, WideTile)
+            found[wide_unit(conv, tile) if is_wide else convolution_unit(conv, tile)] = pixels
     others = [
         _unit(name, "to_image", {"CLAMPS": clamps, "BLOCK": PIXELS_BLOCK})
         for clamps, name in enumerate(("any", "clamped"))
@@ -105,7 +142,8 @@ def units(
             values = {"CHANNELS": channels, "PADDED": padded, "BLOCK": PIXELS_BLOCK}
             others.append(_unit(f"{channels}", "from_planes", values))
     starts = found | dict.fromkeys(others, 0)
-    return {unit: {"from_pixels": pixels} for unit, pixels in starts.items()}
+    of = {"programs": PROGRAMS, "cluster": cuda.CLUSTER}
+    return {unit: {"from_pixels": pixels, **of} for unit, pixels in starts.items()}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+PROGRAMS = 132  # of a persistent kernel: multiprocessors of an H100
+
 STATISTICS_TILES = 128  # read at once
 NORMALIZE_BLOCK = 2048  # values of one program
 PIXELS_BLOCK = 128  # pixels of one program, where the layout changes
@@ -53,6 +55,33 @@ class Tile:
         return -(-channels // (self.channels + self.rest))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WideTile:
+    """What one of two neighbouring programs computes of a convolution at a time, by
+    `csrc/conv.cu`; PROGRAMS programs take turns at all tiles.
+
+    Attributes:
+        height: in pixels, 16 of which are a row; a multiple of 4.
+        channels: of the output, BLOCK_N; a multiple of 32.
+        num_stages: steps of 64 input channels whose loads are in flight.
+    """
+
+    height: int = 8
+    channels: int
+    num_stages: int
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """The kernel's compile-time parameters, and what tells planners of its other sizes."""
+        return {
+            "TILE_H": self.height,
+            "TILE_W": 16,
+            "BLOCK_N": self.channels,
+            "REST_N": 0,
+            "STAGES": self.num_stages,
+        }
+
+
 Epilogue = Literal["plain", "sums", "residual"]
 
 
@@ -81,9 +110,13 @@ LARGE = Tile(channels=128, num_warps=8, num_stages=3)
 LARGE_160 = Tile(channels=128, rest=32, num_warps=8)
 ONE_160 = Tile(channels=128, rest=32, depth=32)
 TO_PIXELS = Tile(channels=16, depth=32)
+WIDE_128 = WideTile(channels=128, num_stages=6)
+HALF_160 = WideTile(height=4, channels=160, num_stages=7)
+WIDE_160 = WideTile(channels=160, num_stages=5)
 FROM_LATENT = Tile(height=8, width=8, channels=32, depth=32)
 
-Tiles = Mapping[int, Tile]  # by the number of input pixels, of all images, from which on it is used
+Tiles = Mapping[int, Tile | WideTile]
+"""By the number of input pixels, of all images, from which on it is used."""
 
 
 def _blocks(width: int, tiles: Tiles) -> dict[Convolution, Tiles]:
@@ -101,26 +134,28 @@ def _attention(width: int, qkv: Tiles, out: Tiles) -> dict[Convolution, Tiles]:
     }
 
 
-def _narrowing(wide: int, narrow: int, tiles: Tiles) -> dict[Convolution, Tiles]:
+def _narrowing(wide: int, narrow: int, tiles: Tiles, beside: Tiles) -> dict[Convolution, Tiles]:
     """The first convolution of a level, and the one beside it."""
     return {
         Convolution(channels=(wide, narrow)): tiles,
-        Convolution(channels=(wide, narrow), side=1, epilogue="plain"): tiles,
+        Convolution(channels=(wide, narrow), side=1, epilogue="plain"): beside,
     }
 
 
 PUBLISHED: Mapping[Convolution, Tiles] = {
     Convolution(channels=(32, 32), epilogue="plain"): {0: FROM_LATENT},
     Convolution(channels=(32, 640)): {0: FROM_LATENT},
-    **_blocks(640, {0: NARROW, 1024: MIDDLE}),
-    **_attention(640, {0: SMALL, 2048: LARGE}, {0: NARROW, 1024: MIDDLE}),
-    Convolution(channels=(640, 640), upsamples=True): {0: MIDDLE, 2048: LARGE},
-    **_narrowing(640, 320, {0: SMALL, 4096: LARGE_160}),
-    **_blocks(320, {0: SMALL, 4096: MIDDLE, 8192: LARGE_160}),
-    Convolution(channels=(320, 320), upsamples=True): {0: LARGE},
-    **_narrowing(320, 160, {0: LARGE_160}),
-    **_blocks(160, {0: ONE_160}),
-    Convolution(channels=(160, 160), upsamples=True): {0: ONE_160},
+    **_blocks(640, {0: NARROW, 1024: MIDDLE, 1537: HALF_160, 8192: WIDE_160}),
+    **_attention(640, {0: SMALL, 2048: LARGE, 8192: WIDE_160}, {0: NARROW, 1024: MIDDLE}),
+    Convolution(channels=(640, 640), upsamples=True): {0: MIDDLE, 2048: WIDE_160},
+    **_narrowing(
+        640, 320, {0: SMALL, 4096: WIDE_160}, {0: SMALL, 4096: LARGE_160, 16384: WIDE_160}
+    ),
+    **_blocks(320, {0: SMALL, 4096: HALF_160, 8192: WIDE_160}),
+    Convolution(channels=(320, 320), upsamples=True): {0: LARGE, 1024: HALF_160, 4096: WIDE_160},
+    **_narrowing(320, 160, {0: LARGE_160, 16384: WIDE_160}, {0: LARGE_160, 65536: WIDE_160}),
+    **_blocks(160, {0: ONE_160, 16384: WIDE_160}),
+    Convolution(channels=(160, 160), upsamples=True): {0: ONE_160, 16384: WIDE_160},
     Convolution(channels=(160, 3), epilogue="plain"): {0: TO_PIXELS},
 }
 # Hi-MAR's autoencoder and the demo's tokenizer, which share widths; in tiles that were measured for
@@ -128,20 +163,22 @@ PUBLISHED: Mapping[Convolution, Tiles] = {
 OTHERS: Mapping[Convolution, Tiles] = {
     Convolution(channels=(16, 16), side=1, epilogue="plain"): {0: FROM_LATENT},
     Convolution(channels=(16, 512)): {0: FROM_LATENT},
-    **_blocks(512, {0: NARROW, 1024: MIDDLE, 8192: LARGE}),
+    **_blocks(512, {0: NARROW, 1024: MIDDLE, 8192: LARGE, 16384: WIDE_128}),
     **_attention(512, {0: SMALL, 2048: LARGE}, {0: NARROW, 1024: MIDDLE}),
-    Convolution(channels=(512, 512), upsamples=True): {0: MIDDLE, 2048: LARGE},
-    **_narrowing(512, 256, {0: SMALL, 4096: LARGE}),
-    **_blocks(256, {0: SMALL, 4096: LARGE}),
-    Convolution(channels=(256, 256), upsamples=True): {0: MIDDLE, 2048: LARGE},
-    **_narrowing(256, 128, {0: LARGE}),
+    Convolution(channels=(512, 512), upsamples=True): {0: MIDDLE, 2048: LARGE, 4096: WIDE_128},
+    **_narrowing(
+        512, 256, {0: SMALL, 4096: LARGE, 16384: WIDE_128}, {0: SMALL, 4096: LARGE, 65536: WIDE_128}
+    ),
+    **_blocks(256, {0: SMALL, 4096: LARGE, 65536: WIDE_128}),
+    Convolution(channels=(256, 256), upsamples=True): {0: MIDDLE, 2048: LARGE, 16384: WIDE_128},
+    **_narrowing(256, 128, {0: LARGE, 65536: WIDE_128}, {0: LARGE}),
     Convolution(channels=(128, 3), epilogue="plain"): {0: TO_PIXELS},
     Convolution(channels=(32, 32), epilogue="plain"): {0: FROM_LATENT},
     Convolution(channels=(32, 128)): {0: FROM_LATENT},
-    **_blocks(128, {0: SMALL, 4096: LARGE}),
+    **_blocks(128, {0: SMALL, 4096: LARGE, 65536: WIDE_128}),
     **_attention(128, {0: SMALL}, {0: SMALL}),
     Convolution(channels=(128, 128), upsamples=True): {0: MIDDLE, 4096: LARGE},
-    **_narrowing(128, 64, {0: MIDDLE}),
+    **_narrowing(128, 64, {0: MIDDLE}, {0: MIDDLE}),
     **_blocks(64, {0: MIDDLE}),
     Convolution(channels=(64, 64), upsamples=True): {0: MIDDLE},
     Convolution(channels=(64, 3), epilogue="plain"): {0: TO_PIXELS},

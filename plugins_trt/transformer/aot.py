@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from plugins_trt.ahead_of_time import part
+from plugins_trt.ahead_of_time import cuda, part
+from plugins_trt.ahead_of_time.cuda import CudaUnit
+from plugins_trt.ahead_of_time.fatbin import AnyUnit
 from plugins_trt.ahead_of_time.lowering import Unit, run_time_parameters
 from plugins_trt.transformer.tiles import (
     ACTIVATE_BLOCK,
@@ -24,6 +26,7 @@ from plugins_trt.transformer.tiles import (
     AttentionTile,
     Layer,
     Tile,
+    WideTile,
 )
 
 MODULE, DENOISER = "plugins_trt.transformer.kernel", "plugins_trt.transformer.denoiser"
@@ -67,6 +70,10 @@ HIMAR_PARAMETERS = {
     **dict.fromkeys(("known_length", "buffer_size", "num_pivots", "num_tokens"), "i32"),
     **dict.fromkeys(("taken", "first"), "i32"),
 }
+WIDE_PARAMETERS = (
+    "x", "ada", "weights", "bias", "residual", "out", "rows", "length", "depth", "width",
+    "ada_stride", "gate_at",
+)  # fmt: skip
 NOT_ALIGNED = (
     "rows", "length", "positions", "eps", "known_length", "buffer_size", "num_pivots",
     "num_tokens", "taken", "first",
@@ -92,7 +99,6 @@ def _unit(
         alignments=tuple((p, ALIGNMENT) for p, kind in parameters if _is_aligned(p, kind)),
         num_warps=num_warps,
         num_stages=num_stages,
-        may_use_scratch=function == "wide",
     )
 
 
@@ -111,8 +117,28 @@ def linear_unit(layer: Layer, tile: Tile) -> Unit:
     kind = "head" if is_head else epilogue
     name = f"{kind}_{tile.rows}x{tile.columns}x{tile.depth}_{tile.splits}_{tile.num_stages}"
     types = HEAD_PARAMETERS if is_head else PARAMETERS
-    function = "wide" if tile.is_wide else "linear"
-    return _unit(function, name, constants, tile.num_warps, tile.num_stages, types)
+    return _unit("linear", name, constants, tile.num_warps, tile.num_stages, types)
+
+
+def wide_unit(layer: Layer, tile: WideTile) -> CudaUnit:
+    """One kind of linear layer of many rows in one division."""
+    is_head, epilogue = layer == "head", EPILOGUES[layer]
+    kind = "head" if is_head else epilogue
+    constants = {
+        **tile.constants, "EPILOGUE": EPILOGUE_CODES[epilogue], "HAS_LOW": int(is_head),
+    }  # fmt: skip
+    types = HEAD_PARAMETERS if is_head else PARAMETERS
+    return CudaUnit(
+        name=f"hmar_wide_{kind}_{tile.rows}x{tile.columns}" + "_both" * tile.cooperates,
+        source="transformer/csrc/linear.cu",
+        function="wide_kernel",
+        parameters=tuple((name, types[name]) for name in WIDE_PARAMETERS),
+        constants=tuple(constants.items()),
+        columns=tile.columns,
+        shared_bytes=cuda.BARRIERS_BYTES
+        + tile.num_stages * (tile.rows + tile.columns) * 2 * cuda.DEPTH,
+        scratch_bytes=2 * cuda.MAP_BYTES,
+    )
 
 
 def attention_unit(tile: AttentionTile, *, has_norm: bool) -> Unit:
@@ -122,26 +148,29 @@ def attention_unit(tile: AttentionTile, *, has_norm: bool) -> Unit:
     return _unit("attention", name, constants, tile.num_warps, tile.num_stages)
 
 
-def units() -> dict[Unit, dict[str, Any]]:
+def units() -> dict[AnyUnit, dict[str, Any]]:
     """All units.
 
     The table says of each: the parts of a pass that it computes (`uses`, from which width of the
     model on, and from how many rows or tokens on), the number of its programs if it is persistent,
-    and that its launch has the attribute of programmatic stream serialization.
+    how many neighbours of these share weights, and that its launch has the attribute of
+    programmatic stream serialization.
     """
-    found: dict[Unit, dict[str, list[tuple[int, int]]]] = {}
+    found: dict[AnyUnit, dict[str, list[tuple[int, int]]]] = {}
     for used_for, unit, width, size in _uses():
         found.setdefault(unit, {}).setdefault(used_for, []).append((width, size))
-    return {
-        unit: {"uses": uses, "programs": PROGRAMS, "overlaps": True} for unit, uses in found.items()
-    }
+    of = {"programs": PROGRAMS, "cluster": cuda.CLUSTER, "overlaps": True}
+    return {unit: {"uses": uses, **of} for unit, uses in found.items()}
 
 
-def _uses() -> Iterator[tuple[str, Unit, int, int]]:
+def _uses() -> Iterator[tuple[str, AnyUnit, int, int]]:
     for layer in LAYERS:
         for width, by_rows in TILES[layer].items():
             for rows, tile in by_rows.items():
-                yield layer, linear_unit(layer, tile), width, rows
+                if isinstance(tile, WideTile):
+                    yield layer, wide_unit(layer, tile), width, rows
+                else:
+                    yield layer, linear_unit(layer, tile), width, rows
     norms = {
         "norm": (0, 0, 1, 4096), "head_norm": (1, 0, 1, 4096), "affine_norm": (0, 1, 1, 2048),
         "layer_norm": (0, 1, 0, 1024),

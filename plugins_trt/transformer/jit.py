@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from plugins_trt.transformer import kernel
-from plugins_trt.transformer.tiles import PROGRAMS, AttentionTile, Tile
+from plugins_trt.transformer.tiles import AttentionTile, Tile
 
 
 def linear(
@@ -26,8 +24,6 @@ def linear(
     residual_Rn: Tensor | None = None,
     ada_NC: Tensor | None = None,
     gate_at: int = 0,
-    shared: tuple[Tensor, Tensor] | None = None,
-    overlaps: bool = False,
 ) -> Tensor:
     """A linear layer and what follows it, into `out_Rn`; arguments as of `linear_kernel`.
 
@@ -35,7 +31,6 @@ def linear(
         has_low: `x_Rk` and `weights_kn` have rounded values and what these lack.
         epilogue: what follows where no `residual_Rn` is given.
         residual_Rn: adds the gated result to this.
-        shared: from `make_shared`, for a tile with splits; made here if it is None.
     """
     (R, k), n = x_Rk.shape, out_Rn.shape[1]
     depth = k // 2 if has_low else k
@@ -51,19 +46,15 @@ def linear(
     )
     sizes = (R, length, depth, n, 0 if ada_NC is None else ada_NC.stride(0), gate_at)
     constants = {**tile.constants, "EPILOGUE": epilogue.value, "HAS_LOW": has_low}
-    settings = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, **_launch(overlaps)}
+    settings = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "OVERLAPS": False}
     tiles = tile.count(R, n)
-    if tile.is_wide:
-        triton.set_allocator(_allocate)
-        kernel.wide_kernel[(min(tiles, PROGRAMS),)](*tensors, *sizes, **constants, **settings)
-        return out_Rn
     kernel.linear_kernel[(tiles, tile.splits)](
-        *tensors, *(shared or make_shared(out_Rn, tile)), *sizes, **constants, **settings
+        *tensors, *_make_shared(out_Rn, tile), *sizes, **constants, **settings
     )
     return out_Rn
 
 
-def make_shared(out_Rn: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+def _make_shared(out_Rn: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
     """Partial sums, which begin as NaN, and arrivals of `linear` with this tile."""
     (R, n), device = out_Rn.shape, out_Rn.device
     return (
@@ -81,7 +72,6 @@ def normalize(
     scale_at: int,
     shift_at: int,
     eps: float = 1e-6,
-    overlaps: bool = False,
 ) -> Tensor:
     """Layer norm and modulation, into `out_Rk`: (R, C), or (R, 2C) with what rounding lacks."""
     (R, C), block = x_RC.shape, max(1024, triton.next_power_of_2(x_RC.shape[1]))
@@ -102,7 +92,7 @@ def normalize(
         IS_MODULATED=True,
         BLOCK=block,
         num_warps=block // 256,
-        **_launch(overlaps),
+        OVERLAPS=False,
     )
     return out_Rk
 
@@ -113,7 +103,6 @@ def attend(
     out_NlC: Tensor,
     *,
     tile: AttentionTile,
-    overlaps: bool = False,
 ) -> Tensor:
     """Attention of unit-length queries and keys within each image, into `out_NlC`."""
     N, l, C = out_NlC.shape
@@ -127,16 +116,6 @@ def attend(
         **tile.constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        **_launch(overlaps),
+        OVERLAPS=False,
     )
     return out_NlC
-
-
-def _allocate(nbytes: int, alignment: int, stream: int | None) -> Tensor:
-    """Memory for what `wide_kernel` tells the copy engine of its operands."""
-    return torch.empty(nbytes, dtype=torch.int8, device="cuda")
-
-
-def _launch(overlaps: bool) -> dict[str, Any]:
-    """How a kernel is launched that may start before the one before it is over."""
-    return {"OVERLAPS": True, "launch_pdl": True} if overlaps else {"OVERLAPS": False}

@@ -235,59 +235,6 @@ def linear_kernel(
 
 
 @triton.jit
-def _halves(acc_MN):
-    """The left and the right columns."""
-    M: tl.constexpr = acc_MN.shape[0]
-    HALF: tl.constexpr = acc_MN.shape[1] // 2
-    return acc_MN.reshape(M, 2, HALF).permute(0, 2, 1).split()
-
-
-@triton.jit
-def wide_kernel(
-    x, ada, weights, bias, residual, out,
-    rows, length, depth, width, ada_stride, gate_at,
-    EPILOGUE: tl.constexpr, HAS_LOW: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    OVERLAPS: tl.constexpr,
-):  # fmt: skip
-    """A linear layer of many rows, and what follows it; arguments as of `linear_kernel`.
-
-    Grid (programs of the GPU,), each of which computes one tile after the other: it loads the
-    next tile's first steps while it stores a tile. Tiles are loaded by the copy engine.
-    """
-    _begin(OVERLAPS)
-    x_tiles = tl.make_tensor_descriptor(
-        x,
-        shape=[rows, depth * (2 if HAS_LOW else 1)],
-        strides=[depth * (2 if HAS_LOW else 1), 1],
-        block_shape=[BLOCK_M, BLOCK_K],
-    )
-    w_tiles = tl.make_tensor_descriptor(
-        weights,
-        shape=[depth * (2 if HAS_LOW else 1), width],
-        strides=[width, 1],
-        block_shape=[BLOCK_K, BLOCK_N],
-    )
-    num_tiles = tl.cdiv(rows, BLOCK_M) * tl.cdiv(width, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
-        first_m, first_n = _locate(tile, rows, width, BLOCK_M, BLOCK_N, GROUP_M)
-        acc_MN = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for step in range(0, depth * (3 if HAS_LOW else 1) // BLOCK_K):
-            x_k, w_k = _depths(step * BLOCK_K, depth, HAS_LOW)
-            acc_MN = tl.dot(x_tiles.load([first_m, x_k]), w_tiles.load([w_k, first_n]), acc=acc_MN)
-        # in parts, since all values at once do not fit the registers
-        left_MN, right_MN = _halves(acc_MN)
-        for half in tl.static_range(2):
-            half_n = first_n + half * (BLOCK_N // 2)
-            operands = _operands(
-                ada, bias, residual, first_m, half_n, rows, length, width, ada_stride, gate_at,
-                EPILOGUE, BLOCK_M, BLOCK_N // 2,
-            )  # fmt: skip
-            half_MN = left_MN if half == 0 else right_MN
-            _write(half_MN, operands, out, first_m, half_n, rows, width, EPILOGUE)
-
-
-@triton.jit
 def _inverse_norm(x_Nd):
     x_Nd = x_Nd.to(tl.float32)
     return 1.0 / tl.maximum(tl.sqrt(tl.sum(x_Nd * x_Nd, axis=1)), NORM_FLOOR)

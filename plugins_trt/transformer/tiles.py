@@ -20,7 +20,6 @@ class Tile:
         rows, columns: of the output, BLOCK_M and BLOCK_N; powers of two, at least 16.
         depth: of one step, BLOCK_K.
         splits: programs that share an output tile.
-        is_wide: computed by `wide_kernel`, of which PROGRAMS programs take turns at all tiles.
         group: row tiles that are computed together, GROUP_M.
         num_warps: of the program.
         num_stages: steps whose loads are in flight.
@@ -30,7 +29,6 @@ class Tile:
     columns: int
     depth: int = 128
     splits: int = 1
-    is_wide: bool = False
     group: int = 8
     num_warps: int = 4
     num_stages: int = 3
@@ -38,19 +36,48 @@ class Tile:
     @property
     def constants(self) -> dict[str, int]:
         """The kernel's compile-time parameters."""
-        constants = {
+        return {
             "BLOCK_M": self.rows,
             "BLOCK_N": self.columns,
             "BLOCK_K": self.depth,
             "GROUP_M": self.group,
+            "SPLITS": self.splits,
         }
-        if self.is_wide:
-            return constants
-        return {**constants, "SPLITS": self.splits}
 
     def count(self, rows: int, columns: int) -> int:
         """Tiles of an output."""
         return -(-rows // self.rows) * -(-columns // self.columns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WideTile:
+    """What one of two neighbouring programs computes of a linear layer at a time, by
+    `csrc/linear.cu`; PROGRAMS programs take turns at all tiles.
+
+    Attributes:
+        rows, columns: of the output, BLOCK_M and BLOCK_N; multiples of 64.
+        num_stages: steps of 64 values whose loads are in flight.
+        cooperates: both warpgroups compute the same tile, rather than one after the other.
+        group: pairs of row tiles that are computed together, GROUP_M.
+    """
+
+    rows: int = 128
+    columns: int
+    num_stages: int
+    cooperates: bool = False
+    group: int = 4
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """The kernel's compile-time parameters, and its BLOCK_K."""
+        return {
+            "BLOCK_M": self.rows,
+            "BLOCK_N": self.columns,
+            "BLOCK_K": 64,
+            "GROUP_M": self.group,
+            "STAGES": self.num_stages,
+            "COOPERATES": int(self.cooperates),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,66 +109,76 @@ SQUARE = _some(64, num_stages=5)
 TALL = Tile(rows=128, columns=64, depth=64, num_stages=4)
 FLAT = Tile(rows=64, columns=256, depth=64, num_warps=8, num_stages=4)
 LARGE = Tile(rows=128, columns=128, depth=64, num_warps=8, num_stages=4)
-WIDE = Tile(rows=128, columns=256, depth=64, is_wide=True, num_warps=8)
 HEAD = Tile(rows=64, columns=128, depth=64)
 # with so few stages, several programs fit a multiprocessor, and one loads while another stores
 TWO = Tile(rows=128, columns=128, depth=64, num_warps=8, num_stages=3)
 TWO_HALVES = _some(128, splits=2, num_stages=4)
 THREE = _some(128, num_stages=3)
+WIDE_64 = WideTile(rows=64, columns=128, num_stages=9)
+WIDE_128 = WideTile(columns=128, num_stages=6)
+WIDE_192 = WideTile(columns=192, num_stages=5)
+BOTH_192 = WideTile(columns=192, num_stages=5, cooperates=True)
+BOTH_256 = WideTile(columns=256, num_stages=4, cooperates=True)
 
-TILES: dict[Layer, dict[int, dict[int, Tile]]] = {
+TILES: dict[Layer, dict[int, dict[int, Tile | WideTile]]] = {
     "qkv": {
-        0: {0: _few(32, num_stages=6), 17: _some(32), 65: LONG, 1025: TWO, 12289: WIDE},
+        0: {0: _few(32, num_stages=6), 17: _some(32), 65: LONG, 769: WIDE_192},
         1024: {
             0: _few(32, num_stages=6), 17: _some(32), 65: LONG, 300: LARGE, 449: TALL, 769: THREE,
-            1537: TWO, 1793: WIDE,
+            1537: WIDE_192,
         },
-        1280: {0: _few(64), 17: _some(64), 65: LONG, 150: LARGE, 300: THREE, 449: WIDE,
-               769: TWO, 1537: WIDE},
+        1280: {0: _few(64), 17: _some(64), 65: LONG, 150: LARGE, 300: THREE, 449: BOTH_192,
+               577: BOTH_256, 769: WIDE_192},
     },
     "proj": {
         0: {
             0: _few(64, 4), 33: _some(32, 4), 65: _some(32, 2), 130: _some(32), 300: SQUARE,
-            1025: LONG, 1537: LARGE, 12289: WIDE,
+            1025: LONG, 1537: LARGE, 3001: BOTH_192, 6001: WIDE_128,
         },
         1024: {
             0: _few(64, 4), 33: _some(32, 4), 65: _some(32, 2), 130: _some(32), 300: SQUARE,
-            769: LONG, 1537: LARGE, 2049: WIDE,
+            769: LONG, 1537: LARGE, 2305: BOTH_192, 3001: BOTH_256, 6001: WIDE_128,
         },
         1280: {
             0: _few(64, 4), 33: _some(32, 2), 65: _some(64, 2), 150: _some(64), 300: LONG,
-            769: LARGE, 1537: WIDE,
+            769: LARGE, 1537: BOTH_192, 3001: WIDE_128,
         },
     },
     "fc1": {
-        0: {0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 1025: TWO, 12289: WIDE},
+        0: {0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 1025: TWO, 3001: WIDE_192},
         1024: {
-            0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 300: TALL, 769: TWO, 1537: WIDE,
+            0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 300: TALL, 769: TWO,
+            1537: WIDE_128, 2305: WIDE_192,
         },
         1280: {
-            0: _few(64), 17: _some(64), 65: SQUARE, 150: LARGE, 300: THREE, 449: WIDE, 577: FLAT,
-            769: WIDE,
+            0: _few(64), 17: _some(64), 65: SQUARE, 150: LARGE, 300: THREE, 449: BOTH_192,
+            577: FLAT, 769: WIDE_128, 1537: WIDE_192,
+        },
+        1664: {
+            0: _few(64), 17: _some(64), 65: SQUARE, 150: LARGE, 300: THREE, 449: BOTH_256,
+            577: FLAT, 769: WIDE_128, 1537: WIDE_192,
         },
     },
     "fc2": {
         0: {
             0: _few(32, 4), 17: _few(64, 4), 33: _some(32, 4), 130: _some(64, 2),
-            300: _some(32, 2), 600: LONG, 1537: LARGE, 12289: WIDE,
+            300: _some(32, 2), 449: WIDE_64, 600: LONG, 1537: LARGE, 3001: BOTH_192,
+            6001: WIDE_128,
         },
         1024: {
             0: _few(32, 4), 17: _few(64, 4), 33: _some(32, 4), 130: _some(64, 2),
-            300: LONG_HALVES, 769: LONG, 1537: LARGE, 2049: WIDE,
+            300: LONG_HALVES, 769: LONG, 1537: LARGE, 2305: BOTH_192, 3001: BOTH_256,
         },
         1280: {
             0: _few(64, 4), 33: _some(64, 4), 65: _some(64, 2), 150: LONG_HALVES,
-            300: TWO_HALVES, 449: LONG, 769: LARGE, 1537: WIDE,
+            300: TWO_HALVES, 449: WIDE_64, 577: LONG, 769: LARGE, 1537: BOTH_192,
         },
     },
-    "head": {0: {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE}},
+    "head": {0: {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE_192}},
     # of Hi-MAR's denoisers, and of its passes, which have no fewer than 64 rows
-    "ada": {0: {0: _few(64), 17: _some(64), 65: LONG, 129: WIDE}},
+    "ada": {0: {0: _few(64), 17: _some(64), 65: LONG, 129: BOTH_192, 769: WIDE_192}},
     "silu": {0: {0: _few(32, num_stages=6), 17: _some(32), 300: SQUARE}},
-    "gelu_erf": {0: {0: SQUARE, 300: LONG, 1025: TWO, 12289: WIDE}},
+    "gelu_erf": {0: {0: SQUARE, 300: LONG, 1025: TWO, 3001: WIDE_192}},
 }  # fmt: skip
 """By layer, width of the model from which on, and number of rows from which on."""
 
@@ -165,7 +202,7 @@ NOISE_BLOCKS = {"dit": {0: 512, 513: 1024}, "mlp": {0: 1024, 1025: 2048}}
 """Values of a row that a program of `noise_kernel` holds, by denoiser and width from which on."""
 
 
-def choose_tile(layer: Layer, width: int, rows: int) -> Tile:
+def choose_tile(layer: Layer, width: int, rows: int) -> Tile | WideTile:
     """The tile of a layer of a model of this width."""
     by_width = TILES[layer]
     by_rows = by_width[max(start for start in by_width if start <= width)]

@@ -25,7 +25,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (headers / "onnxruntime_cxx_api.h").touch()
     monkeypatch.setattr(build_backend, "ROOT", tmp_path)
     monkeypatch.setattr(build_backend, "cuda_compiler", lambda: "/cuda/bin/nvcc")
-    monkeypatch.setattr(build_backend, "with_triton", lambda: {})
+    monkeypatch.setattr(build_backend, "with_compilers", lambda: {})
     monkeypatch.setattr(build_backend.shutil, "which", lambda name: f"/usr/bin/{name}")
     real = build_backend.find_header
     monkeypatch.setattr(  # without what the system itself may have
@@ -100,9 +100,9 @@ def test_tools_are_asked_for_only_where_something_is_built(
 ) -> None:
     requires = build_backend.get_requires_for_build_wheel
     assert requires() == ["base"]
-    monkeypatch.setattr(build_backend, "with_triton", lambda: None)
+    monkeypatch.setattr(build_backend, "with_compilers", lambda: None)
     monkeypatch.setattr(build_backend.shutil, "which", lambda name: None)
-    assert requires() == ["base", "cmake>=3.25", "triton>=3.6"]
+    assert requires() == ["base", "cmake>=3.25", *build_backend.COMPILERS]
     assert requires({"plugins": "cpu"}) == ["base", "cmake>=3.25"]
     assert requires({"plugins": "off"}) == ["base"]
 

@@ -21,7 +21,6 @@ NAN = float("nan")
 TILES = {
     "whole": Tile(rows=16, columns=32, depth=64),
     "split": Tile(rows=16, columns=16, depth=32, splits=3),
-    "wide": Tile(rows=16, columns=32, depth=64, is_wide=True),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ aot = pytest.importorskip("plugins_trt.block_sparse_attn.aot", reason="no triton
 part = pytest.importorskip("plugins_trt.ahead_of_time.part", reason="no triton")
 sampling = pytest.importorskip("plugins_trt.sampling.aot", reason="no triton")
 decoder = pytest.importorskip("plugins_trt.decoder.aot", reason="no triton")
+transformer = pytest.importorskip("plugins_trt.transformer.aot", reason="no triton")
+cuda = pytest.importorskip("plugins_trt.ahead_of_time.cuda", reason="no triton")
 
 VARIANT = next(v for v in variants() if v.dtype == "float16" and v.qk_l2_norm)
 UNIT = units.attention_unit(VARIANT)
@@ -44,7 +47,8 @@ def test_normalize_keys_kernel() -> None:
 
 
 def test_names_of_kernels_are_unique() -> None:
-    names = [u.name for u in (*units.all_units(), *sampling.units(), *decoder.units())]
+    parts = (sampling, decoder, transformer)
+    names = [u.name for u in (*units.all_units(), *(u for p in parts for u in p.units()))]
     assert len(names) == len(set(names))
 
 
@@ -61,10 +65,25 @@ def test_merged_module_declares_everything_once(kernel: lowering.Kernel) -> None
         lowering.merge_ptx([kernel, clash])
 
 
+def test_merged_module_is_for_the_latest_version_of_ptx(kernel: lowering.Kernel) -> None:
+    versions = ["9.0", "10.2", "9.9"]
+    kernels = [
+        lowering.Kernel(
+            ptx=re.sub(r"\.version .*", f".version {version}", kernel.ptx).replace(
+                UNIT.name, f"kernel{i}"
+            ),
+            threads=1,
+            shared_bytes=1,
+        )
+        for i, version in enumerate(versions)
+    ]
+    assert re.findall(r"^\.version (.*)", lowering.merge_ptx(kernels), re.M) == ["10.2"]
+
+
 def test_parameters_that_the_launcher_does_not_pass(kernel: lowering.Kernel) -> None:
     (last,) = re.findall(rf"^.*{UNIT.name}_param_\d+\n(?=\))", kernel.ptx, re.MULTILINE)
     with pytest.raises(lowering.AheadOfTimeError, match="the compiler made parameters"):
-        lowering.check_parameters(kernel.ptx.replace(last, ""), UNIT)
+        lowering.check_parameters(kernel.ptx.replace(last, ""), UNIT.name, UNIT.parameters)
 
 
 def test_too_much_shared_memory_names_the_kernel() -> None:
@@ -93,3 +112,43 @@ def test_decoder_without_its_architecture_is_an_empty_library(tmp_path: Path) ->
     part.build("decoder", decoder.units(), [], tmp_path, fatbinary="not called", jobs=1)
     assert (tmp_path / "decoder.json").read_text() == "{}\n"
     assert (tmp_path / "decoder.fatbin").read_bytes() == b""
+
+
+CUDA_UNITS = [
+    unit
+    for units_of_part in (transformer.units(), decoder.units())
+    for unit in units_of_part
+    if isinstance(unit, cuda.CudaUnit)
+]
+
+
+@pytest.fixture(scope="module")
+def wide() -> lowering.Kernel:
+    pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda.bindings")
+    return cuda.compile_kernel(CUDA_UNITS[0], 90)
+
+
+def test_kernel_in_cuda_joins_one_of_triton(wide: lowering.Kernel, tmp_path: Path) -> None:
+    unit = CUDA_UNITS[0]
+    assert cuda.compile_kernel(unit, 90) == wide
+    triton = lowering.compile_kernel(units.normalize_keys_unit("float16", 64), 90)
+    cubin = fatbin.build_cubin(lowering.merge_ptx([triton, wide]), 90, tmp_path)
+    assert unit.name.encode() in cubin.read_bytes()
+    log = cubin.with_suffix(".log").read_text()
+    # else the assembler waits after every product
+    assert "wgmma" not in log, log
+
+
+@pytest.mark.parametrize("unit", CUDA_UNITS, ids=lambda unit: unit.name)
+def test_what_kernels_in_cuda_ask_for(unit: cuda.CudaUnit) -> None:
+    assert unit.shared_bytes <= fatbin.MAX_SHARED_BYTES[90]
+    assert unit.columns == dict(unit.constants)["BLOCK_N"]
+    assert unit.scratch_bytes % cuda.MAP_BYTES == 0
+
+
+def test_cuda_that_does_not_compile_is_quoted() -> None:
+    pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda.bindings")
+    without = dataclasses.replace(CUDA_UNITS[0], constants=CUDA_UNITS[0].constants[1:])
+    missing = CUDA_UNITS[0].constants[0][0]
+    with pytest.raises(lowering.AheadOfTimeError, match=f"(?s)COMPILATION.*{missing}"):
+        cuda.compile_kernel(without, 90)

@@ -1,0 +1,147 @@
+"""From a kernel in CUDA C++ to PTX, without a GPU, by NVRTC."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plugins_trt.ahead_of_time.lowering import AheadOfTimeError, Kernel, check_parameters
+
+PLUGINS = Path(__file__).resolve().parents[1]
+INCLUDES = PLUGINS / "ahead_of_time" / "csrc"
+HEADERS = ("hopper.cuh",)
+PTX_VERSION = "9.0"  # that the kernels need; NVRTC names its own, which ptxas may not know
+
+# of hopper.cuh
+THREADS = 384  # of a program
+CLUSTER = 2  # programs that share weights
+DEPTH = 64  # of a stage, in float16 values
+BARRIERS_BYTES = 2048  # of shared memory before the stages, with what aligns them
+MAP_BYTES = 128  # of a tensor map
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaUnit:
+    """One kernel to compile; attributes as of `lowering.Unit`, and further ones.
+
+    Attributes:
+        source: path below `plugins_trt`; it defines the kernel NAME.
+        columns: of the products of warpgroups (`wgmma.h`) in it.
+        shared_bytes, scratch_bytes: as of `lowering.Kernel`.
+    """
+
+    name: str
+    source: str
+    function: str
+    parameters: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, int], ...] = ()
+    columns: int
+    shared_bytes: int
+    scratch_bytes: int
+
+    @property
+    def text(self) -> str:
+        """All that the kernel is made from."""
+        files = [PLUGINS / self.source, *(INCLUDES / name for name in HEADERS)]
+        return "\n".join([*(file.read_text("utf-8") for file in files), wgmma(self.columns)])
+
+
+def wgmma(columns: int) -> str:
+    """The header of a product of warpgroups: 64 rows, so many columns, a depth of 16.
+
+    PTX ISA 9.0, section 9.7.15.5.1; operands are tiles in shared memory.
+    """
+    count = columns // 2
+    registers = ", ".join(f"%{i}" for i in range(count))
+    values = ", ".join(f'"+f"(acc[{i}])' for i in range(count))
+    a, b, accumulates, is_transposed = (f"%{count + i}" for i in range(4))
+    return f"""#pragma once
+// acc = x * w, or acc += x * w; the tile of weights lies row after row (IS_TRANSPOSED), else column
+// after column.
+template <int COLUMNS, int IS_TRANSPOSED>
+DEVICE void wgmma(float (&acc)[COLUMNS / 2], u64 x, u64 w, bool accumulates) {{
+  static_assert(COLUMNS == {columns}, "this header is of other products");
+  asm volatile(
+      "{{\\n.reg .pred p;\\nsetp.ne.b32 p, {accumulates}, 0;\\n"
+      "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.f16.f16 "
+      "{{{registers}}}, "
+      "{a}, {b}, p, 1, 1, 0, {is_transposed};\\n}}"
+      : {values}
+      : "l"(x), "l"(w), "r"(int(accumulates)), "n"(IS_TRANSPOSED));
+}}
+"""
+
+
+def compiler_version() -> tuple[int, int]:
+    """Of NVRTC.
+
+    Raises:
+        AheadOfTimeError: it is not installed.
+    """
+    _, major, minor = _import_nvrtc().nvrtcVersion()
+    return major, minor
+
+
+def _import_nvrtc() -> Any:
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()  # loads the library
+    except (ImportError, RuntimeError) as error:
+        raise AheadOfTimeError(
+            f"kernels in CUDA C++ need NVRTC and its bindings ({error}): "
+            "pip install cuda-bindings nvidia-cuda-nvrtc"
+        ) from error
+    return nvrtc
+
+
+def compile_kernel(unit: CudaUnit, arch: int) -> Kernel:
+    """PTX of one unit for one compute capability.
+
+    Raises:
+        AheadOfTimeError: the source does not compile, or takes other parameters; no NVRTC.
+    """
+    nvrtc = _import_nvrtc()
+
+    def call(function: str, *arguments: object) -> tuple[object, ...]:
+        status, *results = getattr(nvrtc, function)(*arguments)
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise AheadOfTimeError(f"{unit.name}: {function}: {status.name}\n{log()}")
+        return tuple(results)
+
+    def log() -> str:
+        _, size = nvrtc.nvrtcGetProgramLogSize(program)
+        text = bytearray(size)
+        nvrtc.nvrtcGetProgramLog(program, text)
+        return text.rstrip(b"\0").decode()
+
+    path = PLUGINS / unit.source
+    headers = [*((INCLUDES / name).read_bytes() for name in HEADERS), wgmma(unit.columns).encode()]
+    names = [*(name.encode() for name in HEADERS), b"wgmma.h"]
+    (program,) = call(
+        "nvrtcCreateProgram", path.read_bytes(), path.name.encode(), len(headers), headers, names
+    )
+    macros = [f"-D{key}={value}" for key, value in (("NAME", unit.name), *unit.constants)]
+    options = [f"--gpu-architecture=compute_{arch}a", "--std=c++17", *macros]
+    call("nvrtcCompileProgram", program, len(options), [option.encode() for option in options])
+    (size,) = call("nvrtcGetPTXSize", program)
+    ptx = bytearray(size)
+    call("nvrtcGetPTX", program, ptx)
+    nvrtc.nvrtcDestroyProgram(program)
+    text = _tidy(ptx.rstrip(b"\0").decode())
+    check_parameters(text, unit.name, unit.parameters, pointer=".u64")
+    return Kernel(
+        ptx=text,
+        threads=THREADS,
+        shared_bytes=unit.shared_bytes,
+        scratch_bytes=unit.scratch_bytes,
+    )
+
+
+def _tidy(ptx: str) -> str:
+    """Without constants of namespace scope, which NVRTC keeps though nothing refers to them, and
+    for the version of PTX that is needed."""
+    ptx = re.sub(r"^\.global .*;\n", "", ptx, flags=re.MULTILINE)
+    return re.sub(r"^\.version .*", f".version {PTX_VERSION}", ptx, flags=re.MULTILINE)

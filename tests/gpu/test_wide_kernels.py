@@ -1,0 +1,167 @@
+"""The kernels for many rows and pixels on Hopper, one by one, against PyTorch in float32.
+
+    python -m pytest tests/gpu/test_wide_kernels.py -v
+
+needs the built plugin library, `cuda.bindings` and an H100. Sizes lie off the tiles, and there are
+more tiles than programs; outputs and scratch memory begin as NaN, and stay so outside the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plugins_trt.decoder.weights import fold_upsampling
+from plugins_trt.loader import PluginError, open_library
+from runtime.backends.cuda import CudaDevice
+from runtime.backends.kernel_library import KernelLibrary, read_table
+from runtime.errors import BackendUnavailableError
+from runtime.launches import blocks
+from tests.gpu.library import open_kernels
+
+pytestmark = pytest.mark.gpu
+
+RMS = 4e-4  # an output is rounded to float16, which is 2e-4; upsampling's weights are, too
+GUARD = 1024  # values behind an output
+EPILOGUES = {"plain": 0, "gelu": 1, "residual": 2, "silu": 3, "gelu_erf": 4}
+GATES_AT = 64
+
+
+def wide(part: str) -> list[str]:
+    """Names of these kernels in the built library."""
+    try:
+        table = read_table(open_library("trt").path, part, "sm90")  # type: ignore[arg-type]
+    except (PluginError, BackendUnavailableError):
+        return []
+    return [name for name, entry in table.items() if entry["function"].startswith("wide")]
+
+
+@pytest.fixture(scope="module")
+def transformer(device: CudaDevice) -> KernelLibrary:
+    return open_kernels("transformer", device)
+
+
+@pytest.fixture(scope="module")
+def decoder(device: CudaDevice) -> KernelLibrary:
+    return open_kernels("decoder", device)
+
+
+class Output:
+    """Memory that begins as NaN, with some behind the values that must stay so."""
+
+    def __init__(self, *shape: int, dtype: torch.dtype = torch.half) -> None:
+        count = torch.Size(shape).numel()
+        self._all = torch.full((count + GUARD,), torch.nan, dtype=dtype, device="cuda")
+        self.values = self._all[:count].view(shape)
+
+    def check(self, expected: Tensor, limit: float = RMS) -> None:
+        assert self._all[-GUARD:].isnan().all(), "written behind the output"
+        error = (self.values.float() - expected).norm() / expected.norm()
+        assert error < limit, f"relative error {error:.2g}"
+
+
+def launch(
+    kernels: KernelLibrary, name: str, clusters: int, arguments: Mapping[str, Tensor | int]
+) -> None:
+    entry: Mapping[str, Any] = kernels.table[name]
+    programs, cluster = entry["programs"], entry["cluster"]
+    scratch = Output(programs * entry["scratch_bytes"] // 2)
+    addresses = {
+        key: value.data_ptr() if isinstance(value, Tensor) else value
+        for key, value in {**arguments, "global_scratch": scratch.values}.items()
+    }
+    stream = torch.cuda.current_stream().cuda_stream
+    kernels.launch(name, (min(cluster * clusters, programs),), stream, addresses)
+    torch.cuda.synchronize()
+
+
+def half(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.half, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "depth", "width"),
+    [
+        (1, 1, 64, 64),
+        (129, 43, 128, 192),
+        (300, 7, 512, 320),
+        (2049, 2049, 320, 1024),
+        (9001, 256, 192, 1088),
+    ],
+)
+@pytest.mark.parametrize("name", wide("transformer"))
+def test_linear_layers(
+    transformer: KernelLibrary, name: str, rows: int, length: int, depth: int, width: int
+) -> None:
+    torch.manual_seed(0)
+    of = transformer.table[name]["constants"]
+    halves = 1 + of["HAS_LOW"]
+    x, weights = half(rows, halves * depth), half(halves * depth, width) / depth**0.5
+    bias, residual = half(width), half(rows, width)
+    ada = half(blocks(rows, length), GATES_AT + width + 8)
+    out = Output(rows, width)
+    y = x[:, :depth].float() @ weights[:depth].float()
+    if of["HAS_LOW"]:
+        bias, out = bias.float(), Output(rows, width, dtype=torch.float32)
+        y += x[:, :depth].float() @ weights[depth:].float()
+        y += x[:, depth:].float() @ weights[:depth].float()
+    y += bias.float()
+    if of["EPILOGUE"] == EPILOGUES["gelu"]:
+        y = F.gelu(y, approximate="tanh")
+    if of["EPILOGUE"] == EPILOGUES["gelu_erf"]:
+        y = F.gelu(y)
+    if of["EPILOGUE"] == EPILOGUES["silu"]:
+        y = F.silu(y)
+    if of["EPILOGUE"] == EPILOGUES["residual"]:
+        gates = ada[:, GATES_AT : GATES_AT + width].repeat_interleave(length, dim=0)[:rows]
+        y = residual.float() + gates.float() * y
+    sizes = {"rows": rows, "length": length, "depth": depth, "width": width}
+    places = {"ada_stride": ada.stride(0), "gate_at": GATES_AT}
+    tensors = {"x": x, "ada": ada, "weights": weights, "bias": bias, "residual": residual}
+    cluster = transformer.table[name]["cluster"]
+    clusters = blocks(rows, cluster * of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
+    launch(transformer, name, clusters, {**tensors, "out": out.values, **sizes, **places})
+    out.check(y)
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 1, 1), (3, 20, 37), (5, 64, 72)])
+@pytest.mark.parametrize("name", wide("decoder"))
+def test_convolutions(
+    decoder: KernelLibrary, name: str, batch: int, height: int, width: int
+) -> None:
+    torch.manual_seed(0)
+    of = decoder.table[name]["constants"]
+    cin, cout, side, upsamples = (of[k] for k in ("CIN", "COUT", "SIDE", "UPSAMPLES"))
+    x, bias = half(batch, height, width, cin), torch.randn(cout, device="cuda")
+    weights = half(cout, side, side, cin) / (side * side * cin) ** 0.5
+    scale, phases = (2, 4) if upsamples else (1, 1)
+    residual = half(batch, scale * height, scale * width, cout)
+    planes = x.permute(0, 3, 1, 2).float()
+    if upsamples:
+        planes = F.interpolate(planes, scale_factor=2, mode="nearest")
+    y = F.conv2d(planes, weights.permute(0, 3, 1, 2).float(), bias, padding=side // 2)
+    y = y.permute(0, 2, 3, 1) + (residual.float() if of["HAS_RESIDUAL"] else 0.0)
+    if upsamples:
+        folded = fold_upsampling(weights.float().cpu().numpy())
+        weights = torch.from_numpy(folded).half().cuda()
+    tiles = blocks(height, of["TILE_H"]) * blocks(width, of["TILE_W"])
+    out = Output(*y.shape)
+    sums = Output(batch, phases * tiles, 2, cout, dtype=torch.float32)
+    clusters = blocks(tiles * batch, decoder.table[name]["cluster"]) * phases
+    clusters *= blocks(cout, of["BLOCK_N"])
+    tensors = {"x": x, "weights": weights, "bias": bias, "residual": residual}
+    written = {"out": out.values, "sums": sums.values}
+    sizes = {"batch": batch, "height": height, "width": width}
+    launch(decoder, name, clusters, {**tensors, **written, **sizes})
+    out.check(y)
+    if of["HAS_SUMS"]:
+        stored = out.values.float().flatten(1, 2)
+        sums.values = sums.values.sum(1)
+        sums.check(torch.stack([stored.sum(1), stored.square().sum(1)], dim=1), limit=1e-5)
+    else:
+        assert sums.values.isnan().all()
