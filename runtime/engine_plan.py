@@ -272,3 +272,8 @@ def pad_rows(array: np.ndarray, rows: int, halves: int) -> np.ndarray:
 def with_totals(dims: Mapping[str, int]) -> Dims:
     """The same, with the dimension that only outputs have: `T`, all tokens of a prefix."""
     return {**dims, "T": dims["T_minus_1"] + 1} if "T_minus_1" in dims else dict(dims)
+
+
+def listed(profiles: Sequence[Dims]) -> str:
+    """Profiles as messages name them."""
+    return ", ".join(str(p) for p in profiles)

@@ -28,8 +28,8 @@ class Modulation:
 class LayerPlanner:
     """Collects launches, and the scratch memory that they take.
 
-    Places: `stream` is the residual stream, `rows` what the next linear layer reads, `wide` the
-    results of layers that are wider than the stream.
+    Places: `stream` and `other_stream` are the residual stream in turns, `rows` what the next
+    linear layer reads, `wide` the results of layers that are wider than the stream.
 
     Args:
         width: of the stream, C.
@@ -105,11 +105,14 @@ class LayerPlanner:
     def gated(
         self, layer: str, own: str, x: str, depth: int, ada: Modulation, gate_at: int
     ) -> None:
-        """Adds the gated result of a linear layer to the stream."""
-        residual, self.stream = (
-            self.stream,
-            self.scratch.add("stream", self.rows * self.width * HALF),
-        )
+        """Adds the gated result of a linear layer to the stream.
+
+        The sum goes to another place than the stream comes from: on an H100, a kernel that writes
+        rows where it reads others of the same tile takes up to half as long again.
+        """
+        residual = self.stream
+        place = "stream" if residual != "stream" else "other_stream"
+        self.stream = self.scratch.add(place, self.rows * self.width * HALF)
         if (self.rows // self.length) * ada.stride >= INT32:
             raise BackendUnavailableError(
                 f"{own}: modulation vectors of {self.rows} rows are too far apart for the kernels; "

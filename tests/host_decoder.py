@@ -81,14 +81,14 @@ class HostDecoderKernels:
 
     def _wide_conv(
         self, of: Mapping[str, int], grid: Sequence[int], *, batch: int, height: int, width: int,
-        global_scratch: int, residual: int = 0, sums: int = 0, **places: int,
+        global_scratch: int, residual: int = 0, sums: int = 0, **rest: int,
     ) -> None:  # fmt: skip
         tiles = math.ceil(height / of["TILE_H"]) * math.ceil(width / of["TILE_W"])
         clusters = math.ceil(batch * tiles / CLUSTER) * math.ceil(of["COUT"] / of["BLOCK_N"])
         clusters *= 4 if of["UPSAMPLES"] else 1
         assert tuple(grid) == (min(CLUSTER * clusters, PROGRAMS),)
         memory(global_scratch, np.uint8, PROGRAMS, 256)[...] = 0xFF
-        self._compute(of, batch, height, width, tiles, residual, sums, **places)
+        self._compute(of, batch, height, width, tiles, residual, sums, **rest)
 
     def _compute(
         self, of: Mapping[str, int], B: int, height: int, width: int, tiles: int, residual: int,

@@ -64,15 +64,16 @@ def _unit(
     )
 
 
-def convolution_unit(conv: Convolution, tile: Tile) -> Unit:
+def convolution_unit(conv: Convolution, tile: Tile | WideTile) -> AnyUnit:
     """One convolution in one division."""
+    if isinstance(tile, WideTile):
+        return _wide_unit(conv, tile)
     constants = {**_constants(conv), **tile.constants}
     name = f"{_kind(conv)}_{tile.height}x{tile.width}x{tile.channels + tile.rest}"
     return _unit(name, "conv", constants, tile.num_warps, tile.num_stages)
 
 
-def wide_unit(conv: Convolution, tile: WideTile) -> CudaUnit:
-    """One convolution of many pixels in one division."""
+def _wide_unit(conv: Convolution, tile: WideTile) -> CudaUnit:
     constants = {**_constants(conv), **tile.constants}
     has_rest = conv.channels[0] % cuda.DEPTH != 0
     stage = (tile.height * constants["TILE_W"] + tile.channels) * 2 * cuda.DEPTH
@@ -115,11 +116,11 @@ def units(
     The table says from how many input pixels on each is used, the number of its programs if it is
     persistent, and how many neighbours of these share weights.
     """
-    found: dict[AnyUnit, int] = {}
-    for conv, tiles in convolutions.items():
-        for pixels, tile in tiles.items():
-            is_wide = isinstance(tile, WideTile)
-            found[wide_unit(conv, tile) if is_wide else convolution_unit(conv, tile)] = pixels
+    found = {
+        convolution_unit(conv, tile): pixels
+        for conv, tiles in convolutions.items()
+        for pixels, tile in tiles.items()
+    }
     others = [
         _unit(name, "to_image", {"CLAMPS": clamps, "BLOCK": PIXELS_BLOCK})
         for clamps, name in enumerate(("any", "clamped"))

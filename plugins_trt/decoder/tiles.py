@@ -108,7 +108,6 @@ SMALL = Tile(height=8, width=8, channels=64, num_stages=5)
 MIDDLE = Tile(channels=64)
 LARGE = Tile(channels=128, num_warps=8, num_stages=3)
 LARGE_160 = Tile(channels=128, rest=32, num_warps=8)
-ONE_160 = Tile(channels=128, rest=32, depth=32)
 TO_PIXELS = Tile(channels=16, depth=32)
 WIDE_128 = WideTile(channels=128, num_stages=6)
 HALF_160 = WideTile(height=4, channels=160, num_stages=7)
@@ -145,17 +144,17 @@ def _narrowing(wide: int, narrow: int, tiles: Tiles, beside: Tiles) -> dict[Conv
 PUBLISHED: Mapping[Convolution, Tiles] = {
     Convolution(channels=(32, 32), epilogue="plain"): {0: FROM_LATENT},
     Convolution(channels=(32, 640)): {0: FROM_LATENT},
-    **_blocks(640, {0: NARROW, 1024: MIDDLE, 1537: HALF_160, 8192: WIDE_160}),
+    **_blocks(640, {0: NARROW, 1024: HALF_160, 8192: WIDE_160}),
     **_attention(640, {0: SMALL, 2048: LARGE, 8192: WIDE_160}, {0: NARROW, 1024: MIDDLE}),
     Convolution(channels=(640, 640), upsamples=True): {0: MIDDLE, 2048: WIDE_160},
     **_narrowing(
         640, 320, {0: SMALL, 4096: WIDE_160}, {0: SMALL, 4096: LARGE_160, 16384: WIDE_160}
     ),
     **_blocks(320, {0: SMALL, 4096: HALF_160, 8192: WIDE_160}),
-    Convolution(channels=(320, 320), upsamples=True): {0: LARGE, 1024: HALF_160, 4096: WIDE_160},
-    **_narrowing(320, 160, {0: LARGE_160, 16384: WIDE_160}, {0: LARGE_160, 65536: WIDE_160}),
-    **_blocks(160, {0: ONE_160, 16384: WIDE_160}),
-    Convolution(channels=(160, 160), upsamples=True): {0: ONE_160, 16384: WIDE_160},
+    Convolution(channels=(320, 320), upsamples=True): {0: HALF_160, 4096: WIDE_160},
+    **_narrowing(320, 160, {0: WIDE_160}, {0: LARGE_160, 65536: WIDE_160}),
+    **_blocks(160, {0: WIDE_160}),
+    Convolution(channels=(160, 160), upsamples=True): {0: WIDE_160},
     Convolution(channels=(160, 3), epilogue="plain"): {0: TO_PIXELS},
 }
 # Hi-MAR's autoencoder and the demo's tokenizer, which share widths; in tiles that were measured for

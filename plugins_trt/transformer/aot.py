@@ -106,8 +106,10 @@ def _is_aligned(parameter: str, kind: str) -> bool:
     return kind.startswith("*") or parameter not in NOT_ALIGNED
 
 
-def linear_unit(layer: Layer, tile: Tile) -> Unit:
+def linear_unit(layer: Layer, tile: Tile | WideTile) -> AnyUnit:
     """One kind of linear layer in one division."""
+    if isinstance(tile, WideTile):
+        return _wide_unit(layer, tile)
     is_head, epilogue = layer == "head", EPILOGUES[layer]
     constants = {
         "EPILOGUE": EPILOGUE_CODES[epilogue],
@@ -120,8 +122,7 @@ def linear_unit(layer: Layer, tile: Tile) -> Unit:
     return _unit("linear", name, constants, tile.num_warps, tile.num_stages, types)
 
 
-def wide_unit(layer: Layer, tile: WideTile) -> CudaUnit:
-    """One kind of linear layer of many rows in one division."""
+def _wide_unit(layer: Layer, tile: WideTile) -> CudaUnit:
     is_head, epilogue = layer == "head", EPILOGUES[layer]
     kind = "head" if is_head else epilogue
     constants = {
@@ -167,10 +168,7 @@ def _uses() -> Iterator[tuple[str, AnyUnit, int, int]]:
     for layer in LAYERS:
         for width, by_rows in TILES[layer].items():
             for rows, tile in by_rows.items():
-                if isinstance(tile, WideTile):
-                    yield layer, wide_unit(layer, tile), width, rows
-                else:
-                    yield layer, linear_unit(layer, tile), width, rows
+                yield layer, linear_unit(layer, tile), width, rows
     norms = {
         "norm": (0, 0, 1, 4096), "head_norm": (1, 0, 1, 4096), "affine_norm": (0, 1, 1, 2048),
         "layer_norm": (0, 1, 0, 1024),

@@ -38,6 +38,8 @@ KINDS: dict[Setting, dict[Family, tuple[Kind, ...]]] = {
 }
 """Kinds of graph that a setting is about, by the family that there are kernels for."""
 
+NOT_OF_GENERATION: set[Kind] = {"encode", "score"}
+
 
 def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[Kind]:
     """Kinds of graph that kernels of the built library can run on a GPU, which need not be here."""
@@ -70,6 +72,17 @@ def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[
         else:
             kinds |= set(of_setting)
     return kinds
+
+
+def need_no_engines(
+    bundle: Bundle, config: BackendConfig, gpu: str, batches: Sequence[int]
+) -> bool:
+    """Whether the kernels run all that a generation takes of a bundle, as a config has it."""
+    if "engine" in (config.decoder, config.transformer, config.denoisers):
+        return False
+    kinds = {spec.kind for spec in bundle.manifest.graphs.values()}
+    left = {kind for kind in kinds if config.runs(kind, "trt")} - NOT_OF_GENERATION
+    return left <= kinds_with_kernels(bundle, gpu, batches)
 
 
 def kernel_engines(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,25 +22,19 @@ from runtime.backends.kernel_engines import kernel_engines
 from runtime.backends.kernel_library import KernelLibrary
 from runtime.backends.sampling_kernels import CudaSamplingKernels, SamplingKernels
 from runtime.backends.shared_graphs import has_shared_graphs, run_by_shared_graphs
-from runtime.backends.staged_engine import StagedEngine
-from runtime.backends.trt_engine import Engine, TensorRTEngine
-from runtime.backends.trt_library import (
-    TensorRT,
-    import_tensorrt,
-    installed_flavours,
-    load_plugins,
-    make_logger,
-)
+from runtime.backends.trt_engine import Engine
+from runtime.backends.trt_folder import find_folder, import_library, load_engines, powers_of_two
 from runtime.bundle import STORED_AS, Bundle, Manifest, TensorSpec
 from runtime.config import BackendConfig, SamplingConfig
 from runtime.denoising import Denoising
-from runtime.engine_manifest import FUNCTION_BODY, EngineFolder, built_with, find_engines
+from runtime.engine_manifest import EngineFolder
 from runtime.engine_plan import (
     HALVED,
     Dims,
     batches_up_to,
     bind,
     is_within,
+    listed,
     nbytes,
     pad_rows,
     resolve,
@@ -51,7 +43,6 @@ from runtime.engine_plan import (
     with_totals,
 )
 from runtime.errors import (
-    BackendError,
     BackendUnavailableError,
     DeviceMemoryError,
     EngineIncompatibleError,
@@ -113,43 +104,42 @@ class TensorRTRunner(StepRunner):
     def load(cls, bundle: Bundle, config: BackendConfig) -> TensorRTRunner:
         """Loads the engines of a bundle that were built for this GPU and TensorRT.
 
+        Without engines, or without TensorRT, it takes the plugin library's kernels alone, if they
+        run all that a generation takes, with batches that are powers of two.
+
         Raises:
             BackendUnavailableError: TensorRT, cuda.bindings, a GPU or the plugin is missing.
             EngineIncompatibleError: there are no engines that fit, or a plan is damaged.
             DeviceMemoryError: the engines do not fit into the GPU's memory.
             BackendError: TensorRT or CUDA fails.
         """
-        built = built_with(bundle, config.engines)
-        # with two libraries installed, the one that there are engines of
-        library = import_tensorrt(next((f for f in installed_flavours() if f in built), None))
         with ExitStack() as undo:
+            library = import_library(bundle, config)
             device = CudaDevice()
             undo.callback(device.close)
-            found = find_engines(
-                bundle, library.flavour, library.version, device.gpu, config.engines
-            )
+            found = find_folder(library, bundle, config, device.gpu)
             engines: dict[str, Engine] = {}
-            batches = batches_up_to(found.manifest.batches, config.max_batch)
+            batches = (
+                powers_of_two(config.max_batch)
+                if found is None
+                else batches_up_to(found[1].manifest.batches, config.max_batch)
+            )
             try:
                 for graph, kernels in kernel_engines(bundle, config, device, batches):
                     engines[graph] = kernels
                     undo.callback(kernels.close)
-                for graph, engine in _load_engines(
-                    library, found, bundle, config, device.gpu, leave_out=engines
-                ):
-                    engines[graph] = engine
-                    undo.callback(engine.close)
+                if found is not None:
+                    for graph, engine in load_engines(
+                        *found, bundle, config, device.gpu, leave_out=engines
+                    ):
+                        engines[graph] = engine
+                        undo.callback(engine.close)
                 runner = cls(
                     bundle.manifest, engines, device, batches, *_load_sampling(bundle, device)
                 )
             except DeviceMemoryError as error:
-                plans = sum(entry.nbytes for entry in found.manifest.engines.values())
-                raise DeviceMemoryError(
-                    f"{found.folder.name}: {error}; {_budget(engines, batches[-1], 0, device)}, "
-                    f"all plans have {plans / 1e6:.0f} MB; free the GPU's memory, load the "
-                    f"pipeline with max_batch below {batches[-1]}, or build engines for smaller "
-                    "batches (scripts/build_engines.py --batch)"
-                ) from error
+                budget = _budget(engines, batches[-1], 0, device)
+                raise _does_not_fit(found and found[1], error, budget, batches[-1]) from error
             undo.pop_all()
             return runner
 
@@ -171,7 +161,7 @@ class TensorRTRunner(StepRunner):
         profile = select_profile(engine.profiles, dims, self._max_batch)
         if profile is None:
             raise EngineIncompatibleError(
-                f"engine {graph}: no profile for {dims}, there are {_listed(engine.profiles)}; "
+                f"engine {graph}: no profile for {dims}, there are {listed(engine.profiles)}; "
                 "build engines for this batch with scripts/build_engines.py --batch, and with "
                 "--guidance any for passes that are not guided as by default"
             )
@@ -328,6 +318,19 @@ class TensorRTRunner(StepRunner):
             self._device.close()
 
 
+def _does_not_fit(
+    folder: EngineFolder | None, error: DeviceMemoryError, budget: str, batch: int
+) -> DeviceMemoryError:
+    advice = f"free the GPU's memory, load the pipeline with max_batch below {batch}"
+    if folder is None:
+        return DeviceMemoryError(f"{error}; {budget}; {advice}")
+    plans = sum(entry.nbytes for entry in folder.manifest.engines.values())
+    return DeviceMemoryError(
+        f"{folder.folder.name}: {error}; {budget}, all plans have {plans / 1e6:.0f} MB; {advice}, "
+        "or build engines for smaller batches (scripts/build_engines.py --batch)"
+    )
+
+
 def _scratch_nbytes(engines: Mapping[str, Engine], max_batch: int) -> int:
     """Scratch memory that any profile for up to this many images needs."""
     return max(
@@ -352,69 +355,6 @@ def _budget(engines: Mapping[str, Engine], max_batch: int, buffers: int, device:
     )
 
 
-def _listed(profiles: Sequence[Dims]) -> str:
-    return ", ".join(str(p) for p in profiles)
-
-
-def _load_engines(
-    library: TensorRT,
-    found: EngineFolder,
-    bundle: Bundle,
-    config: BackendConfig,
-    gpu: str,
-    leave_out: Collection[str],
-) -> Iterator[tuple[str, Engine]]:
-    start = time.perf_counter()
-    entries = {
-        graph: entry
-        for graph, entry in found.manifest.engines.items()
-        if graph not in leave_out and config.runs(bundle.manifest.graphs[graph].kind, "trt")
-    }
-    with_plugin = {e.attention for e in entries.values()} - {None, FUNCTION_BODY}
-    if config.attention == "plugin" and found.manifest.attention == FUNCTION_BODY:
-        raise EngineIncompatibleError(
-            f"{found.folder}: plugin attention is asked for, these engines run the function body; "
-            "build others with scripts/build_engines.py --attention plugin"
-        )
-    if not entries:  # all by kernels: TensorRT would take memory and do nothing
-        return
-    messages: list[str] = []
-    trt_logger = make_logger(library, messages)
-    runtime = library.module.Runtime(trt_logger)
-    if runtime is None:
-        raise BackendError(f"{library.flavour} {library.version}: no runtime: {messages}")
-    if with_plugin:
-        _load_plugin(library, found, sorted(map(str, with_plugin)))
-    for graph, entry in entries.items():
-        with ExitStack() as undo:
-            parts: list[Engine] = []
-            for i, plan in enumerate(entry.plans):
-                stem = Path(plan.file).stem
-                part = TensorRTEngine(
-                    library,
-                    runtime,
-                    stem,
-                    found.read_plan(graph, i, check=config.check_weights),
-                    entry.profiles,
-                    found.folder / f"{stem}.{gpu}.kernels",
-                    messages,
-                )
-                undo.callback(part.close)
-                parts.append(part)
-            stages = [plan.stage for plan in entry.plans if plan.stage is not None]
-            engine = StagedEngine(parts, stages) if stages else parts[0]
-            undo.pop_all()
-        yield graph, engine
-        logger.debug("engine %s: %s", graph, _listed(entry.profiles))
-    logger.info(
-        "%s: %d engines, %.1f MiB of plans, %.2f s",
-        found.folder.name,
-        len(entries),
-        sum(e.nbytes for e in entries.values()) / (1 << 20),
-        time.perf_counter() - start,
-    )
-
-
 def _load_sampling(
     bundle: Bundle, device: CudaDevice
 ) -> tuple[SamplingKernels | None, DiffusionKernels | None]:
@@ -430,18 +370,3 @@ def _load_sampling(
         logger.warning("sampling on the host, and no CUDA graphs: %d channels", channels)
         return None, None
     return None, CudaDiffusionKernels(kernels, device.stream)
-
-
-def _load_plugin(library: TensorRT, found: EngineFolder, needed: list[str]) -> None:
-    try:
-        plugin = load_plugins(library)
-    except BackendUnavailableError as error:
-        raise BackendUnavailableError(
-            f"{found.folder.name}: its engines hold the attention {', '.join(needed)}: {error}"
-        ) from error
-    if needed != [f"plugin {plugin.version}"]:
-        raise EngineIncompatibleError(
-            f"{found.folder.name}: its engines hold the attention {', '.join(needed)}, "
-            f"{plugin.path} is version {plugin.version}; build them again with "
-            "scripts/build_engines.py --force"
-        )

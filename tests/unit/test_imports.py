@@ -26,7 +26,7 @@ MAY_IMPORT = {
 }
 LIBRARIES = {
     "hmar": {"torch", "numpy", "safetensors"},
-    "plugins_trt": {"torch", "numpy", "triton"},
+    "plugins_trt": {"torch", "numpy", "triton", "cuda"},
     "runtime": {"numpy", "onnx", "onnxruntime", "cuda", "nvtx", "triton_python_backend_utils"},
     "export": {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "ml_dtypes"},
 }

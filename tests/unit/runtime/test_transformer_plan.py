@@ -22,13 +22,16 @@ PARTS = {*LAYERS, "norm", "head_norm", "attention"}
 D16 = TransformerSizes(
     width=1024, heads=16, hidden=4096, vocab=4096, layers={"base": 8, "ns": 8, "mask": 8}
 )
+D24 = TransformerSizes(
+    width=1536, heads=24, hidden=6144, vocab=4096, layers={"base": 16, "ns": 8, "mask": 8}
+)
 D30 = TransformerSizes(
     width=1920, heads=30, hidden=7680, vocab=4096, layers={"base": 22, "ns": 8, "mask": 8}
 )
 D36 = TransformerSizes(
     width=2304, heads=36, hidden=9216, vocab=4096, layers={"base": 28, "ns": 8, "mask": 8}
 )
-SIZES = {"d16": D16, "d30": D30, "d36": D36}
+SIZES = {"d16": D16, "d24": D24, "d30": D30, "d36": D36}
 PASSES = [
     (images, length)
     for images in (1, 2, 16, 128)

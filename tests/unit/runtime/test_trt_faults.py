@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from plugins_trt.loader import Library, PluginNotFoundError
-from runtime.backends import kernel_engines, trt
+from runtime.backends import kernel_engines, trt, trt_folder
 from runtime.backends.placement import load_runner
 from runtime.backends.trt import TensorRTRunner
 from runtime.backends.trt_build import BuildJob, BuildReport
@@ -91,19 +91,19 @@ def no_library(kind: str) -> Library:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
-    monkeypatch.setattr(trt, "installed_flavours", lambda: ["tensorrt_rtx"])
-    monkeypatch.setattr(trt, "import_tensorrt", machine.import_tensorrt)
+    monkeypatch.setattr(trt_folder, "installed_flavours", lambda: ["tensorrt_rtx"])
+    monkeypatch.setattr(trt_folder, "import_tensorrt", machine.import_tensorrt)
     monkeypatch.setattr(trt, "CudaDevice", machine.make_device)
-    monkeypatch.setattr(trt, "make_logger", lambda library, messages: messages)
+    monkeypatch.setattr(trt_folder, "make_logger", lambda library, messages: messages)
     for module in (trt, kernel_engines):
         monkeypatch.setattr(module, "open_library", no_library)
 
-    class Recorded(trt.TensorRTEngine):
+    class Recorded(trt_folder.TensorRTEngine):
         def close(self) -> None:
             super().close()
             machine.closed.append(self.name)
 
-    monkeypatch.setattr(trt, "TensorRTEngine", Recorded)
+    monkeypatch.setattr(trt_folder, "TensorRTEngine", Recorded)
     return machine
 
 
@@ -225,7 +225,7 @@ def test_the_plugin_library_is_missing(
     def missing(library: TensorRT) -> Library:
         raise BackendUnavailableError("libhmar_plugins.so: not found")
 
-    monkeypatch.setattr(trt, "load_plugins", missing)
+    monkeypatch.setattr(trt_folder, "load_plugins", missing)
     with pytest.raises(
         BackendUnavailableError, match=r"its engines hold the attention plugin 0\.1\.0: .*not found"
     ):
@@ -238,7 +238,7 @@ def test_a_plugin_library_of_another_version(
 ) -> None:
     build_engines(bundle, PLUGIN, OPTIONS, build=write_plan, force=True)
     other = Library(path=Path("libhmar_plugins.so"), version="0.2.0", architectures=(89,))
-    monkeypatch.setattr(trt, "load_plugins", lambda library: other)
+    monkeypatch.setattr(trt_folder, "load_plugins", lambda library: other)
     with pytest.raises(
         EngineIncompatibleError, match=r"plugin 0\.1\.0, .*\.so is version 0\.2\.0; .*--force"
     ):
@@ -331,3 +331,86 @@ def test_the_decoders_kernels_run_in_the_backend_trt(bundle: Bundle) -> None:
     config = BackendConfig(name="trt", decoder="kernels", placement={"decode": "ort-cpu"})
     with pytest.raises(BackendUnavailableError, match="decode is on ort-cpu; place it there"):
         load_runner(bundle, config)
+
+
+class FakePass:
+    """An engine of kernels that runs a graph for one image up to four."""
+
+    profiles, plan_nbytes, activation_nbytes = ({"B": 1}, {"B": 4}), 1_000_000, (5, 5_000_000)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def kernels(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Kernels for all of a generation; what they were asked for."""
+    kinds = {spec.kind for spec in bundle.manifest.graphs.values()}
+    asked: list[Any] = []
+
+    def engines(*arguments: Any) -> list[tuple[str, FakePass]]:
+        asked.append(arguments[3])
+        return [("decode", FakePass())]
+
+    monkeypatch.setattr(kernel_engines, "kinds_with_kernels", lambda *_: kinds - {"encode"})
+    monkeypatch.setattr(trt, "kernel_engines", engines)
+    return asked
+
+
+def no_tensorrt(flavour: str | None) -> TensorRT:
+    raise BackendUnavailableError("TensorRT is not installed")
+
+
+def test_kernels_need_neither_engines_nor_tensorrt(
+    bundle: Bundle, machine: Machine, kernels: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for plans in bundle.folder.glob("engines/*/engines.json"):
+        plans.unlink()
+    TensorRTRunner.load(bundle, BackendConfig(name="trt", max_batch=6)).close()
+    monkeypatch.setattr(trt_folder, "import_tensorrt", no_tensorrt)
+    runner = TensorRTRunner.load(bundle, BackendConfig(name="trt", max_batch=1))
+    assert kernels == [(1, 2, 4, 6), (1,)] and runner.max_batch == 1
+    with pytest.raises(EngineIncompatibleError, match=r"graph quant0: no engine of it is loaded"):
+        runner.run("quant0", {"tokens": None, "f_hat": None})
+    runner.close()
+    assert_all_is_freed(machine, 0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BackendConfig(name="trt", engines=Path("engines")),
+        BackendConfig(name="trt", transformer="engine"),
+    ],
+    ids=("a folder", "TensorRT"),
+)
+def test_engines_that_are_asked_for_are_needed(
+    bundle: Bundle,
+    machine: Machine,
+    kernels: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    config: BackendConfig,
+) -> None:
+    monkeypatch.setattr(trt_folder, "import_tensorrt", no_tensorrt)
+    with pytest.raises(BackendUnavailableError, match="TensorRT is not installed"):
+        TensorRTRunner.load(bundle, config)
+    assert not kernels
+    assert_all_is_freed(machine, 0)
+
+
+def test_kernels_that_do_not_run_everything_need_engines(
+    bundle: Bundle, machine: Machine, kernels: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trt_folder, "import_tensorrt", no_tensorrt)
+    monkeypatch.setattr(kernel_engines, "kinds_with_kernels", lambda *_: {"decode"})
+    with pytest.raises(BackendUnavailableError, match="TensorRT is not installed"):
+        TensorRTRunner.load(bundle, BackendConfig(name="trt"))
+    TensorRTRunner.load(
+        bundle,
+        BackendConfig(
+            name="trt",
+            placement=dict.fromkeys(
+                {spec.kind for spec in bundle.manifest.graphs.values()} - {"decode"}, "ort-cpu"
+            ),
+        ),
+    ).close()
+    assert_all_is_freed(machine, 0)
