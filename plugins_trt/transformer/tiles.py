@@ -176,7 +176,7 @@ TILES: dict[Layer, dict[int, dict[int, Tile | WideTile]]] = {
     },
     "head": {0: {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE_192}},
     # of Hi-MAR's denoisers, and of its passes, which have no fewer than 64 rows
-    "ada": {0: {0: _few(64), 17: _some(64), 65: LONG, 129: BOTH_192, 769: WIDE_192}},
+    "ada": {0: {0: _few(64), 17: _some(64), 65: LONG, 129: WIDE_192}},
     "silu": {0: {0: _few(32, num_stages=6), 17: _some(32), 300: SQUARE}},
     "gelu_erf": {0: {0: SQUARE, 300: LONG, 1025: TWO, 3001: WIDE_192}},
 }  # fmt: skip

@@ -19,6 +19,7 @@ from runtime.backends.transformer_engine import planned_passes, transformer_engi
 from runtime.bundle import Bundle, Family, Kind
 from runtime.config import BackendConfig
 from runtime.denoiser_plan import DENOISER_KINDS
+from runtime.engine_plan import OPTIONAL
 from runtime.errors import BackendUnavailableError
 from runtime.glue_plan import GLUE
 from runtime.himar_plan import HIMAR_PASSES
@@ -38,7 +39,8 @@ KINDS: dict[Setting, dict[Family, tuple[Kind, ...]]] = {
 }
 """Kinds of graph that a setting is about, by the family that there are kernels for."""
 
-NOT_OF_GENERATION: set[Kind] = {"encode", "score"}
+NOT_OF_GENERATION: set[Kind] = {"encode", *OPTIONAL}
+"""Kinds of graph that generations by the default settings do without."""
 
 
 def kinds_with_kernels(bundle: Bundle, gpu: str, batches: Sequence[int]) -> set[Kind]:
