@@ -162,8 +162,7 @@ TILES: dict[Layer, dict[int, dict[int, Tile | WideTile]]] = {
     "fc2": {
         0: {
             0: _few(32, 4), 17: _few(64, 4), 33: _some(32, 4), 130: _some(64, 2),
-            300: _some(32, 2), 449: WIDE_64, 600: LONG, 1537: LARGE, 3001: BOTH_192,
-            6001: WIDE_128,
+            300: _some(32, 2), 600: LONG, 1537: LARGE, 3001: BOTH_192, 6001: WIDE_128,
         },
         1024: {
             0: _few(32, 4), 17: _few(64, 4), 33: _some(32, 4), 130: _some(64, 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable
 from importlib import import_module
@@ -18,6 +19,7 @@ from runtime.errors import (
 
 logger = logging.getLogger(__name__)
 
+PIECE_NBYTES = 1 << 20  # of a large download
 HOW_TO_INSTALL = "pip install cuda-python (or cuda-bindings), of the CUDA release of your driver"
 
 
@@ -95,6 +97,7 @@ class CudaDevice:
             "cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking, why="stream"
         )
         self._stream = int(stream)
+        self._pinned = 0  # address of two pieces of page-locked memory, once they are needed
 
     @property
     def stream(self) -> int:
@@ -136,8 +139,35 @@ class CudaDevice:
 
     def download(self, array: np.ndarray, address: int) -> None:
         """Fills a contiguous array from the device, after all work on the stream."""
+        if array.nbytes > PIECE_NBYTES:
+            self._download_in_pieces(array, address)
+            return
         self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
         self.call("cudaStreamSynchronize", self._stream, why="download")
+
+    def _download_in_pieces(self, array: np.ndarray, address: int) -> None:
+        """By way of page-locked memory, which is faster than what the driver does without: one
+        piece arrives there while the one before goes on to the array."""
+        if not self._pinned:
+            (pinned,) = self.call("cudaHostAlloc", 2 * PIECE_NBYTES, 0, why="page-locked memory")
+            self._pinned = int(pinned)
+        pieces = [
+            (at, min(PIECE_NBYTES, array.nbytes - at))
+            for at in range(0, array.nbytes, PIECE_NBYTES)
+        ]
+        places = [self._pinned + i % 2 * PIECE_NBYTES for i in range(len(pieces))]
+
+        def fetch(i: int) -> Event:
+            at, nbytes = pieces[i]
+            self._copy(places[i], address + at, nbytes, "cudaMemcpyDeviceToHost")
+            return self.record()
+
+        arrived = [fetch(0)]
+        for i, (at, nbytes) in enumerate(pieces):
+            if i + 1 < len(pieces):
+                arrived.append(fetch(i + 1))
+            self.call("cudaEventSynchronize", arrived[i].handle, why="download")
+            ctypes.memmove(array.ctypes.data + at, places[i], nbytes)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Copies within the device."""
@@ -178,6 +208,8 @@ class CudaDevice:
     def close(self) -> None:
         """Ends the stream, after all work on it."""
         self.call("cudaStreamSynchronize", self._stream, why="close")
+        if self._pinned:
+            self.call("cudaFreeHost", self._pinned, why="close")
         self.call("cudaStreamDestroy", self._stream, why="close")
 
     def _copy(self, target: int, source: int, nbytes: int, kind: str) -> None:
