@@ -5,6 +5,8 @@ matrix product over pixels, output channels, and taps times input channels. One 
 TILE_H x TILE_W pixels of one image, so that the taps of a step read nearly the same memory; steps
 go over all taps of BLOCK_K input channels before the next channels.
 
+Many pixels on Hopper are `csrc/conv.cu`, whose arguments and results are those of `conv_kernel`.
+
 160 output channels are no power of two, which the tiles of Triton must be: a program computes
 BLOCK_N channels and REST_N further ones from the same input, 128 + 32.
 

@@ -2,7 +2,8 @@
 
 Rows are the tokens of all images, `length` of each, image after image. Activations and weights are
 fp16; sums, norms and logits are float32. A block is seven launches: norm, qkv, attention,
-projection, norm, and the two layers of the MLP. Widths are run-time arguments, so that the same
+projection, norm, and the two layers of the MLP. Linear layers of many rows on Hopper are
+`csrc/linear.cu`, with the results of `linear_kernel`. Widths are run-time arguments, so that the same
 kernels serve models of all sizes.
 
 With few rows the time goes into waiting for the kernel before. With OVERLAPS a kernel is put onto
