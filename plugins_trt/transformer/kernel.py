@@ -2,9 +2,9 @@
 
 Rows are the tokens of all images, `length` of each, image after image. Activations and weights are
 fp16; sums, norms and logits are float32. A block is seven launches: norm, qkv, attention,
-projection, norm, and the two layers of the MLP. Linear layers of many rows on Hopper are
-`csrc/linear.cu`, with the results of `linear_kernel`. Widths are run-time arguments, so that the same
-kernels serve models of all sizes.
+projection, norm, and the two layers of the MLP. Widths are run-time arguments, so that the same
+kernels serve models of all sizes. Linear layers of many rows on Hopper are `csrc/linear.cu`, with
+the results of `linear_kernel`.
 
 With few rows the time goes into waiting for the kernel before. With OVERLAPS a kernel is put onto
 its multiprocessors while the one before it writes its results, and waits there (programmatic
