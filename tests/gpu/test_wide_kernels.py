@@ -9,6 +9,7 @@ more tiles than programs; outputs and scratch memory begin as NaN, and stay so o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plugins_trt.decoder.weights import fold_upsampling
-from plugins_trt.loader import PluginError, open_library
 from runtime.backends.cuda import CudaDevice
-from runtime.backends.kernel_library import KernelLibrary, read_table
-from runtime.errors import BackendUnavailableError
+from runtime.backends.kernel_library import KernelLibrary
 from runtime.launches import blocks
 from tests.gpu.library import open_kernels
+
+transformer_aot = pytest.importorskip("plugins_trt.transformer.aot", reason="no triton")
+decoder_aot = pytest.importorskip("plugins_trt.decoder.aot", reason="no triton")
+cuda = pytest.importorskip("plugins_trt.ahead_of_time.cuda", reason="no triton")
 
 pytestmark = pytest.mark.gpu
 
@@ -32,13 +35,8 @@ EPILOGUES = {"plain": 0, "gelu": 1, "residual": 2, "silu": 3, "gelu_erf": 4}
 GATES_AT = 64
 
 
-def wide(part: str) -> list[str]:
-    """Names of these kernels in the built library."""
-    try:
-        table = read_table(open_library("trt").path, part, "sm90")  # type: ignore[arg-type]
-    except (PluginError, BackendUnavailableError):
-        return []
-    return [name for name, entry in table.items() if entry["function"].startswith("wide")]
+def names(aot: ModuleType) -> list[str]:
+    return [unit.name for unit in aot.units() if isinstance(unit, cuda.CudaUnit)]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +92,7 @@ def half(*shape: int) -> Tensor:
         (9001, 256, 192, 1088),
     ],
 )
-@pytest.mark.parametrize("name", wide("transformer"))
+@pytest.mark.parametrize("name", names(transformer_aot))
 def test_linear_layers(
     transformer: KernelLibrary, name: str, rows: int, length: int, depth: int, width: int
 ) -> None:
@@ -130,7 +128,7 @@ def test_linear_layers(
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 1, 1), (3, 20, 37), (5, 64, 72)])
-@pytest.mark.parametrize("name", wide("decoder"))
+@pytest.mark.parametrize("name", names(decoder_aot))
 def test_convolutions(
     decoder: KernelLibrary, name: str, batch: int, height: int, width: int
 ) -> None:
