@@ -283,3 +283,31 @@ def test_build_engines_records(
     monkeypatch.setattr(sys, "argv", [*command, "--record-schedules", "off"])
     with pytest.raises(ValueError, match="--only-recordings: nothing to record"):
         build_engines.main()
+
+
+def test_build_engines_without_tensorrt(
+    bundle: Bundle,
+    library: HostLibrary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What kernels run needs none; what they do not run does."""
+    own = linked_bundle(tmp_path / "bundle", bundle.folder)
+
+    def no_tensorrt(flavour: str | None) -> None:
+        raise BackendUnavailableError("TensorRT is not installed")
+
+    kinds = {spec.kind for spec in own.manifest.graphs.values()} - {"encode"}
+    monkeypatch.setattr(build_engines, "import_tensorrt", no_tensorrt)
+    monkeypatch.setattr(build_engines, "kinds_with_kernels", lambda *_: set(kinds))
+    monkeypatch.setattr(Library, "built", lambda gpu: library.library)
+    command = ["build_engines.py", "--bundle", str(own.folder), "--batch", "1", "--gpu", GPU]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(BackendUnavailableError, match="TensorRT is not installed"):
+        build_engines.main()
+    monkeypatch.setattr(sys, "argv", [*command, "--leave-out", "encode"])
+    build_engines.main()
+    said = capsys.readouterr().out
+    assert "none to build, so that it does not matter: TensorRT is not installed" in said
+    assert "1 generations" in said and recordings_folder(own, GPU).is_dir()
