@@ -77,6 +77,14 @@ class HimarOutput(ctypes.Structure):
 class CppHimarSession(CppSession):
     """A session on a bundle of Hi-MAR. The arguments are those of `HiMARPipeline`."""
 
+    def encode(self, images: np.ndarray) -> np.ndarray:  # type: ignore[override]
+        """Dense tokens of images (B, side, side, 3) uint8."""
+        info = self.info
+        dense = np.full((len(images), info.dense_side**2, info.token_channels), np.nan, np.float32)
+        arrays = (x for a in (images, dense) for x in (c_void_p(a.ctypes.data), c_size_t(a.size)))
+        self.library("himar_encode", self.session, *arrays)
+        return dense
+
     def generate(  # type: ignore[override]
         self,
         labels: Sequence[int] | None = None,

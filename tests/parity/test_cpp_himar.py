@@ -111,6 +111,20 @@ def test_class_vectors_are_as_good_as_classes(session: CppHimarSession) -> None:
     np.testing.assert_array_equal(by_label["dense"], by_vector["dense"])
 
 
+def test_pictures_have_the_tokens_of_python(
+    session: CppHimarSession, pipeline: HiMARPipeline
+) -> None:
+    side = session.info.image_side_px
+    images = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), np.uint8)
+    ours = session.encode(images)  # in two parts
+    np.testing.assert_allclose(ours, pipeline.encode(images), atol=2e-4)
+    assert ours.std(axis=(1, 2)).min() > 0
+    with pytest.raises(StatusError, match=r"HMAR_INVALID_ARGUMENT: pixels: expected a multiple of"):
+        session.encode(images[:, :-1])
+    with pytest.raises(StatusError, match="HMAR_UNSUPPORTED: this needs a bundle of HMAR; this"):
+        CppSession.encode(session, images)
+
+
 def test_callbacks(session: CppHimarSession) -> None:
     events = []
 

@@ -357,6 +357,15 @@ HMAR_API hmar_status hmar_himar_request_init(hmar_bundle bundle, hmar_himar_requ
 HMAR_API hmar_status hmar_himar_generate(hmar_session session, const hmar_himar_request* request,
                                          const hmar_himar_output* output, hmar_error** error);
 
+/**
+ * Dense tokens of given pictures, the mean of what the autoencoder says, with a bundle of Hi-MAR.
+ *
+ * @param pixels (num_images, side, side, 3), with the model's side
+ * @param dense receives (num_images, dense_side^2, token_channels)
+ */
+HMAR_API hmar_status hmar_himar_encode(hmar_session session, const uint8_t* pixels, size_t pixels_size,
+                                       float* dense, size_t dense_size, hmar_error** error);
+
 /** Decodes what there is of a step's grid, inside a callback: pivots to (num_images, 64, 64, 3), dense tokens
  * to (num_images, side, side, 3). */
 HMAR_API hmar_status hmar_himar_step_event_preview(const hmar_himar_step_event* event, uint8_t* pixels,

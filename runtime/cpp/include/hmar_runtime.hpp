@@ -278,6 +278,15 @@ class Session {
         return tokens;
     }
 
+    /** Dense tokens (B, dense_side^2, token_channels) by Hi-MAR of pictures (B, side, side, 3). */
+    std::vector<float> encode_dense(const std::vector<uint8_t>& pixels) const {
+        const auto num_dense = size_t(info_.dense_side) * size_t(info_.dense_side);
+        std::vector<float> dense(pixels.size() / image_size() * num_dense * size_t(info_.token_channels));
+        hmar::call(hmar_himar_encode, session_.get(), pixels.data(), pixels.size(), dense.data(),
+                   dense.size());
+        return dense;
+    }
+
   private:
     // Keeps an exception of the caller's function until the library has returned.
     template <typename Event>

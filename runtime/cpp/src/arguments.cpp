@@ -53,4 +53,13 @@ void stop(const std::string& after, Part images) {
 
 size_t image_size(size_t side_px) { return side_px * side_px * 3; }
 
+size_t count_images(const uint8_t* pixels, size_t pixels_size, int32_t side_px) {
+    const size_t size = image_size(size_t(side_px));
+    required(pixels, "pixels");
+    if (pixels_size == 0 || pixels_size % size != 0)
+        reject(text("pixels: expected a multiple of ", size, " values (", side_px, " x ", side_px,
+                    " x 3), got ", pixels_size));
+    return pixels_size / size;
+}
+
 }  // namespace hmar::core

@@ -39,4 +39,7 @@ std::vector<uint64_t> read_image_index(const uint64_t* image_index, size_t num_i
 // Values of one image: side * side * 3.
 size_t image_size(size_t side_px);
 
+// Number of images in a caller's pixels.
+size_t count_images(const uint8_t* pixels, size_t pixels_size, int32_t side_px);
+
 }  // namespace hmar::core

@@ -224,13 +224,7 @@ hmar_status hmar_encode(hmar_session session, const uint8_t* pixels, size_t pixe
     return guarded(error, [&] {
         const auto open = sessions.find(session);
         const ModelSpec& model = open->manifest().hmar();
-        const size_t size = image_size(size_t(model.image_side_px)), num_images = pixels_size / size;
-        required(pixels, "pixels");
-        if (num_images == 0 || pixels_size % size != 0) {
-            throw Error(HMAR_INVALID_ARGUMENT,
-                        text("pixels: expected a multiple of ", size, " values (", model.image_side_px, " x ",
-                             model.image_side_px, " x 3), got ", pixels_size));
-        }
+        const size_t num_images = count_images(pixels, pixels_size, model.image_side_px);
         check_array(required(tokens, "tokens"), tokens_size, num_images * model.num_tokens(), "tokens");
         open->encode(pixels, num_images, tokens);
     });
@@ -251,6 +245,18 @@ hmar_status hmar_himar_generate(hmar_session session, const hmar_himar_request* 
         HimarRequest checked = read_request(*required(request, "request"), model);
         if (request->cancel != nullptr) checked.cancelled = cancels.find(request->cancel);
         open->generate(checked, read_output(*required(output, "output"), model, request->num_images));
+    });
+}
+
+hmar_status hmar_himar_encode(hmar_session session, const uint8_t* pixels, size_t pixels_size, float* dense,
+                              size_t dense_size, hmar_error** error) {
+    return guarded(error, [&] {
+        const auto open = sessions.find(session);
+        const HimarModelSpec& model = open->manifest().himar();
+        const size_t num_images = count_images(pixels, pixels_size, model.image_side_px);
+        const size_t size = num_images * model.num_dense() * size_t(model.token_channels);
+        check_array(required(dense, "dense"), dense_size, size, "dense");
+        open->encode(pixels, num_images, dense);
     });
 }
 

@@ -96,10 +96,19 @@ void Session::write_image(const Tensor& image, Part part, uint8_t* pixels, float
 }
 
 void Session::encode(const uint8_t* pixels, size_t num_images, int32_t* tokens) {
+    encode_to(tokens, pixels, num_images, {int64_t(manifest().hmar().num_tokens())});
+}
+
+void Session::encode(const uint8_t* pixels, size_t num_images, float* dense) {
+    const HimarModelSpec& model = manifest().himar();
+    encode_to(dense, pixels, num_images, {int64_t(model.num_dense()), model.token_channels});
+}
+
+template <typename T>
+void Session::encode_to(T* tokens, const uint8_t* pixels, size_t num_images, const Shape& of_image) {
     StepRunner& runner = this->runner("recordings do not encode");
     const GraphSpec& graph = manifest().graph("encode");
-    const auto side = size_t(manifest().hmar().image_side_px), area = side * side;
-    const auto num_tokens = int64_t(manifest().hmar().num_tokens());
+    const auto side = size_t(manifest().image_side_px()), area = side * side;
     for (const Part part : parts(num_images)) {
         const Tensor image = make_tensor<float>({int64_t(part.count), 3, int64_t(side), int64_t(side)});
         auto* image_B3HW = static_cast<float*>(image.data.get());
@@ -109,9 +118,9 @@ void Session::encode(const uint8_t* pixels, size_t num_images, int32_t* tokens) 
             }
         }
         const Tensor encoded = runner.run_for("tokens", graph, {{"image", image}});
-        const Shape shape = {int64_t(part.count), num_tokens};
-        tokens =
-            std::copy_n(encoded.values<int32_t>(shape, "output tokens of encode"), num_items(shape), tokens);
+        Shape shape = {int64_t(part.count)};
+        shape.insert(shape.end(), of_image.begin(), of_image.end());
+        tokens = std::copy_n(encoded.values<T>(shape, "output tokens of encode"), num_items(shape), tokens);
     }
 }
 

@@ -45,13 +45,18 @@ class Session {
     void generate(const HmarRequest& request, const HmarOutput& output);
     void generate(const HimarRequest& request, const HimarOutput& output);
 
-    // Tokens by HMAR, (num_images, num_tokens) of pictures (num_images, side, side, 3).
+    // Tokens of pictures (num_images, side, side, 3): HMAR's, (num_images, num_tokens), or Hi-MAR's dense
+    // ones, (num_images, num_dense, token_channels).
     void encode(const uint8_t* pixels, size_t num_images, int32_t* tokens);
+    void encode(const uint8_t* pixels, size_t num_images, float* dense);
 
   private:
     void generate_part(StepRunner& runner, const HmarRequest& request, const HmarOutput& output, Part part);
     void generate_part(StepRunner& runner, const HimarRequest& request, const HimarOutput& output, Part part);
     StepRunner& runner(const std::string& why_not_gpu);
+    // `of_image` is the shape of an image's tokens.
+    template <typename T>
+    void encode_to(T* tokens, const uint8_t* pixels, size_t num_images, const Shape& of_image);
     void write_image(const Tensor& image, Part part, uint8_t* pixels, float* values) const;
     std::vector<Part> parts(size_t num_images) const;
 
