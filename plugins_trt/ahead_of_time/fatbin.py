@@ -140,7 +140,7 @@ def build_fatbin(
         kernels, assembling = compile_all(pool, units, arches, cache)
         cubins = {arch: assembling[arch].result() for arch in arches}
     for arch, cubin in cubins.items():
-        _log_spills(arch, cubin.with_suffix(".log").read_text())
+        _log_remarks(arch, cubin.with_suffix(".log").read_text())
     link_fatbin(cubins, fatbin, fatbinary)
     logger.info(
         "%s: %d kernels for %d architectures, %.1f MiB, %.0f s",
@@ -185,7 +185,11 @@ def compile_all(
     return kernels, assembling
 
 
-def _log_spills(arch: int, said: str) -> None:
+def _log_remarks(arch: int, said: str) -> None:
+    """What makes kernels slower than they could be."""
+    for line in said.splitlines():
+        if "wgmma" in line:  # products that wait for each other
+            logger.warning("sm_%d %s", arch, line)
     spills = re.findall(r"Function properties for (\w+)\n.*?(\d+) bytes spill stores", said)
     for name, spilled in spills:
         if int(spilled):
