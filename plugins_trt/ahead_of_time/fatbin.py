@@ -189,7 +189,7 @@ def _log_remarks(arch: int, said: str) -> None:
     """What makes kernels slower than they could be."""
     for line in said.splitlines():
         if "wgmma" in line:  # products that wait for each other
-            logger.warning("sm_%d %s", arch, line)
+            logger.info("sm_%d %s", arch, line)
     spills = re.findall(r"Function properties for (\w+)\n.*?(\d+) bytes spill stores", said)
     for name, spilled in spills:
         if int(spilled):
