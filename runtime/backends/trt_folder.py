@@ -50,7 +50,10 @@ def find_folder(
         batches = powers_of_two(config.max_batch)
         if config.engines is not None or not need_no_engines(bundle, config, gpu, batches):
             raise
-        logger.info("the plugin library's kernels alone, batches up to %d: %s", batches[-1], error)
+        # engines that were built, and are not used, are more than a remark
+        level = logging.WARNING if getattr(error, "reasons", ()) else logging.INFO
+        message = "the plugin library's kernels alone, batches up to %d: %s"
+        logger.log(level, message, batches[-1], error)
         return None
 
 

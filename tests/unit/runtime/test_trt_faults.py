@@ -375,6 +375,16 @@ def test_kernels_need_neither_engines_nor_tensorrt(
     assert_all_is_freed(machine, 0)
 
 
+def test_engines_that_are_not_used_are_named(
+    bundle: Bundle, machine: Machine, kernels: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.version = "1.8.0"
+    TensorRTRunner.load(bundle, BackendConfig(name="trt")).close()
+    assert kernels == [(1, 2, 4, 8)]
+    assert "kernels alone, batches up to 8: " in (said := capsys.readouterr().err)
+    assert "built with tensorrt_rtx 1.7.1, here is tensorrt_rtx 1.8.0" in said
+
+
 @pytest.mark.parametrize(
     "config",
     [
