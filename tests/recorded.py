@@ -16,11 +16,16 @@ BATCHES = (1, 3)
 
 
 def linked_bundle(folder: Path, bundle: Path) -> Bundle:
-    """A bundle with the files of another, and no engines."""
+    """A bundle of links to the files of another, in folders of its own, and no engines."""
     folder.mkdir()
-    for path in bundle.iterdir():
-        if path.name != "engines":
-            (folder / path.name).symlink_to(path.resolve())
+    for path in sorted(bundle.rglob("*")):
+        within = path.relative_to(bundle)
+        if within.parts[0] == "engines":
+            continue
+        if path.is_dir():
+            (folder / within).mkdir()
+        else:
+            (folder / within).symlink_to(path.resolve())
     return Bundle.open(folder)
 
 
