@@ -243,14 +243,47 @@ def find_engines(
     )
 
 
+def find_engines_for(bundle: Bundle, gpu: str) -> EngineFolder:
+    """Engines of a bundle for a GPU, of the scale-generic layout, by whatever TensorRT.
+
+    Raises:
+        EngineIncompatibleError: there are none; the message says what was found and why not.
+    """
+    reasons = []
+    for place in _folders(bundle, None):
+        try:
+            found = EngineFolder.open(place)
+        except EngineIncompatibleError as error:
+            reasons.append(str(error))
+            continue
+        wrong = _of_others(found.manifest, bundle, gpu)
+        if found.manifest.layout != "profiles":
+            wrong.append(f"of the layout {found.manifest.layout}")
+        if not wrong:
+            return found
+        reasons.append(f"{place.name}: {'; '.join(wrong)}")
+    listed = " | ".join(reasons) or "there are none"
+    raise EngineIncompatibleError(
+        f"{bundle.folder}: no engines for {gpu} to record runs of: {listed}. "
+        f"Build them with scripts/build_engines.py --bundle {bundle.folder}",
+        tuple(reasons),
+    )
+
+
 def _unusable(
     found: EngineManifest, bundle: Bundle, flavour: str, version: str, gpu: str
 ) -> list[str]:
-    reasons, manifest = [], bundle.manifest
+    reasons = []
     if (found.library, found.library_version) != (flavour, version):
         reasons.append(
             f"built with {found.library} {found.library_version}, here is {flavour} {version}"
         )
+    return reasons + _of_others(found, bundle, gpu)
+
+
+def _of_others(found: EngineManifest, bundle: Bundle, gpu: str) -> list[str]:
+    """Why engines are not of a bundle, or not for a GPU."""
+    reasons, manifest = [], bundle.manifest
     if gpu not in found.gpus:
         reasons.append(f"built for {', '.join(found.gpus)}, this GPU is {gpu}")
     if found.weights_sha256 != manifest.weights.sha256:

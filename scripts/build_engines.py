@@ -8,8 +8,9 @@ are an error that says why, unless --force is given.
 Without --gpu, engines are for this machine's GPU. With it, TensorRT-RTX builds ahead of time, on
 any machine. `--layout per-scale` builds one plan per step graph instead, for trtexec.
 
-Where the plugin library has kernels for all that a generation of HMAR does, whole generations are
-recorded too, beside the engines, for the C++ runtime. That needs neither TensorRT nor a GPU.
+What generations put onto the GPU is recorded too, beside the engines, for the C++ runtime: kernels
+of the plugin library, and runs of these engines where it has none. Recording needs no GPU, and no
+TensorRT where kernels run everything.
 
 example:
   python scripts/build_engines.py --bundle bundles/hmar-d16 --batch 1,8,64
@@ -28,12 +29,14 @@ from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from runtime.backends.kernel_engines import kinds_with_kernels
+from runtime.backends.kernel_engines import kinds_with_kernels, need_no_engines
+from runtime.backends.recorded_work import Settings
 from runtime.backends.recordings import make_recordings
 from runtime.backends.trt_library import FLAVOURS, import_tensorrt
 from runtime.bundle import Bundle, Kind
-from runtime.config import SamplingConfig
+from runtime.config import BackendConfig, SamplingConfig
 from runtime.engine_cache import build_engines
+from runtime.engine_manifest import find_engines_for
 from runtime.engine_plan import (
     GUIDANCES,
     LAYOUTS,
@@ -43,7 +46,8 @@ from runtime.engine_plan import (
     plan_engines,
 )
 from runtime.engine_target import ATTENTIONS, choose_target, local_gpu
-from runtime.errors import BackendUnavailableError, DeployError
+from runtime.errors import BackendUnavailableError, DeployError, EngineIncompatibleError
+from runtime.himar_config import HiMARSamplingConfig
 from runtime.schedule import parse_schedule
 from scripts.cli import ProgressBar, parser, run
 
@@ -131,8 +135,9 @@ def parse_args() -> argparse.Namespace:
         "--record-schedules",
         default="default",
         metavar="S,S,…",
-        help="mask schedules to record generations with, of default, fast, quality, cosine:N, each "
-        "guided as by the bundle's default settings; off: record none",
+        help="mask schedules to record generations of HMAR with, of default, fast, quality, "
+        "cosine:N, each guided as by the bundle's default settings; off: record nothing, for "
+        "Hi-MAR too",
     )
     p.add_argument(
         "--only-recordings", action="store_true", help="build no engines, record generations alone"
@@ -197,19 +202,26 @@ def record(
     """Records generations for every GPU, and says so.
 
     Raises:
-        BackendUnavailableError: there are no kernels for one of them.
+        BackendUnavailableError: there are neither kernels nor engines for one of them.
     """
-    samplings = parse_samplings(bundle, parse_list(schedules, "--record-schedules"))
+    settings = parse_settings(bundle, parse_list(schedules, "--record-schedules"))
     for gpu in gpus:
-        made = make_recordings(bundle, gpu, batches, samplings, force=force)
+        config = BackendConfig(name="trt")
+        engines = None
+        if not need_no_engines(bundle, config, gpu, batches):
+            engines = find_engines_for(bundle, gpu)
+        made = make_recordings(bundle, gpu, batches, settings, engines=engines, force=force)
+        by = "kernels" if engines is None else f"kernels and {engines.folder.name}"
         print(
-            f"recordings   {made.folder}: {len(made.index.generations)} generations, "
+            f"recordings   {made.folder}: {len(made.index.recordings)}, by {by}, "
             f"{made.index.data_file.nbytes / 1e6:.1f} MB of weights that the bundle lacks"
         )
 
 
-def parse_samplings(bundle: Bundle, schedules: Sequence[str]) -> list[SamplingConfig]:
-    """The default settings of an HMAR bundle with these mask schedules."""
+def parse_settings(bundle: Bundle, schedules: Sequence[str]) -> list[Settings]:
+    """The default settings of a bundle, of HMAR with these mask schedules."""
+    if bundle.manifest.family == "himar":
+        return [HiMARSamplingConfig.defaults(bundle.manifest)]
     defaults, patch_nums = SamplingConfig.defaults(bundle.manifest), bundle.manifest.hmar.patch_nums
     return [
         replace(defaults, mask_schedule=parse_schedule(name, defaults.mask_schedule, patch_nums))
@@ -233,20 +245,17 @@ def main() -> None:
     bundle.check_files()
     gpus, batches = parse_list(args.gpu, "--gpu"), parse_batches(args.batch)
     local = find_gpu(is_needed=not gpus)
-    can_record = args.record_schedules != "off" and bundle.manifest.family == "hmar"
+    can_record = args.record_schedules != "off"
     if not args.only_recordings:
         build(args, bundle, gpus, batches, local)
     elif not can_record:
-        raise ValueError(
-            "--only-recordings: nothing to record with --record-schedules off, or of a bundle that "
-            f"is not of HMAR (this one is of {bundle.manifest.family})"
-        )
+        raise ValueError("--only-recordings: nothing to record with --record-schedules off")
     if not can_record:
         return
     try:
         targets = gpus or [required_gpu(local)]
         record(bundle, targets, batches, args.record_schedules, force=args.force)
-    except BackendUnavailableError as error:
+    except (BackendUnavailableError, EngineIncompatibleError) as error:
         if args.only_recordings:
             raise
         print(f"recordings   none: {error}")

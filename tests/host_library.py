@@ -17,7 +17,7 @@ from runtime.bundle import Bundle
 from runtime.decoder_plan import plan_decoder, read_sizes
 from runtime.launches import KernelTable
 from tests import host_decoder, host_glue, host_transformer
-from tests.host_device import HostKernels
+from tests.host_device import HostDiffusionKernels, HostKernels
 
 GPU = "sm90"
 BATCHES = (1, 2, 3)  # that a bundle is run with
@@ -27,14 +27,14 @@ RANKS = {
     ("transformer", "attention"): 3, ("transformer", "normalize"): 1, ("transformer", "wide"): 1,
 }  # fmt: skip
 """Dimensions of the grids that stand-ins take, where not 2."""
-SAMPLING_BLOCKS = {"draw": 4096, "select": 1024, "to_uint8": 1024}
+SAMPLING_BLOCKS = {"draw": 4096, "select": 1024, "to_uint8": 1024, "start": 256, "reverse": 256}
 
 
 class HostSamplingLaunches:
-    """The sampling kernels, launched as those of the library are."""
+    """The sampling kernels of both families, launched as those of the library are."""
 
     def __init__(self, table: KernelTable) -> None:
-        self.table, self._kernels = table, HostKernels()
+        self.table, self._kernels, self._diffusion = table, HostKernels(), HostDiffusionKernels()
 
     def launch(
         self, name: str, grid: Sequence[int], stream: int, arguments: Mapping[str, int | float]
@@ -44,37 +44,47 @@ class HostSamplingLaunches:
             given["batch"] = grid[0]
         if function == "to_uint8":
             given["batch"], given["side"] = grid[1], round(given.pop("num_pixels") ** 0.5)
-        getattr(self._kernels, function)(**given)
+        kernels = self._diffusion if function in ("start", "reverse") else self._kernels
+        getattr(kernels, function)(**given)
 
 
 class HostLibrary:
-    """Kernels of all parts that a bundle may ask for.
+    """Kernels of all parts that a bundle may ask for, of Hi-MAR the sampling alone.
+
+    Args:
+        has_layers: whether there are kernels for graphs.
 
     Attributes:
         tables: by part, as the library describes them.
         parts: what computes them.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, has_layers: bool = True) -> None:
         self.tables: dict[Part, dict[str, dict[str, Any]]] = {
             "sampling": {
                 f"{function}{block}": {"function": function, "block": block}
                 for function, block in SAMPLING_BLOCKS.items()
-            },
-            "decoder": _decoder_table(bundle),
-            "transformer": dict(host_transformer.host_table()),
-            "glue": dict(host_glue.host_table(bundle.manifest.hmar.latent_channels)),
+            }
         }
+        if has_layers and bundle.manifest.family == "hmar":
+            self.tables |= {
+                "decoder": _decoder_table(bundle),
+                "transformer": dict(host_transformer.host_table()),
+                "glue": dict(host_glue.host_table(bundle.manifest.hmar.latent_channels)),
+            }
         for part, table in self.tables.items():
             parameters = _parameters(part)
             for entry in table.values():
                 entry |= {"threads": 128, "shared_bytes": 0, "parameters": {}}
                 entry["parameters"] = parameters[entry["function"]]
+        kernels: dict[Part, Any] = {
+            "sampling": HostSamplingLaunches,
+            "decoder": host_decoder.HostDecoderKernels,
+            "transformer": host_transformer.HostTransformerKernels,
+            "glue": host_glue.HostGlueKernels,
+        }
         self.parts: dict[Part, Any] = {
-            "sampling": HostSamplingLaunches(self.tables["sampling"]),
-            "decoder": host_decoder.HostDecoderKernels(self.tables["decoder"]),
-            "transformer": host_transformer.HostTransformerKernels(self.tables["transformer"]),
-            "glue": host_glue.HostGlueKernels(self.tables["glue"]),
+            part: kernels[part](table) for part, table in self.tables.items()
         }
 
     def text(self, part: Part) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime.backends.recorded_work import Settings
 from runtime.backends.recordings import make_recordings
-from runtime.bundle import Bundle
+from runtime.bundle import MANIFEST_FILE, Bundle
 from runtime.config import SamplingConfig
-from runtime.recording import RecordingFolder
+from runtime.engine_manifest import EngineFolder
+from runtime.recording_reader import RecordingFolder
 from tests.host_library import GPU, HostLibrary
 
 BATCHES = (1, 3)
+QUICK = {
+    "pivot_diffusion_steps": "2,1,0,0", "dense_diffusion_steps": "2,1,1,0",
+    "cfg": 2.5, "re_cfg": 2.7,
+}  # fmt: skip
 
 
 def linked_bundle(folder: Path, bundle: Path) -> Bundle:
@@ -27,6 +34,16 @@ def linked_bundle(folder: Path, bundle: Path) -> Bundle:
         else:
             (folder / within).symlink_to(path.resolve())
     return Bundle.open(folder)
+
+
+def quick_bundle(bundle: Bundle) -> Bundle:
+    """A Hi-MAR bundle whose defaults are few diffusion steps, guided; its folder is its own."""
+    path = bundle.folder / MANIFEST_FILE
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored["sampling"] |= QUICK
+    path.unlink()
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    return Bundle.open(bundle.folder)
 
 
 def samplings(bundle: Bundle) -> list[SamplingConfig]:
@@ -52,8 +69,9 @@ def make_recorded_bundle(folder: Path, bundle: Path) -> Path:
 def record_on_host(
     bundle: Bundle,
     library: HostLibrary,
-    settings: Sequence[SamplingConfig],
+    settings: Sequence[Settings],
     *,
+    engines: EngineFolder | None = None,
     force: bool = False,
 ) -> RecordingFolder:
     """Recordings for both batches, and the kernel tables in the folder `tables`."""
@@ -61,4 +79,6 @@ def record_on_host(
     tables.mkdir(exist_ok=True)
     for part in library.tables:
         (tables / f"{part}.json").write_text(library.text(part), encoding="utf-8")
-    return make_recordings(bundle, GPU, BATCHES, settings, library=library.library, force=force)
+    return make_recordings(
+        bundle, GPU, BATCHES, settings, library=library.library, engines=engines, force=force
+    )

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ from runtime.backends.base import StepRunner
 from runtime.backends.cuda import Device
 from runtime.backends.device_values import BufferPool, DeviceValue, capture
 from runtime.backends.diffusion_kernels import WORDS, DiffusionKernels
-from runtime.bundle import Kind
+from runtime.backends.trt_engine import Engine
+from runtime.bundle import Kind, Manifest
 from runtime.denoising import Denoising
 from runtime.diffusion import DiffusionSchedule
 from runtime.normals import NOISE, second_word
@@ -41,6 +42,34 @@ class LoopPlan(NamedTuple):
     has_held: bool
     is_modulated: bool
 
+    @classmethod
+    def of(
+        cls,
+        kind: Kind,
+        batch: int,
+        length: int,
+        timesteps: tuple[int, ...],
+        *,
+        has_held: bool,
+        modulated: Collection[tuple[int, int]],
+    ) -> LoopPlan:
+        """The plan of a sampling, its denoiser in two parts where there are engines for that."""
+        in_two_parts = (len(timesteps), 2 * batch) in modulated
+        is_modulated = in_two_parts and kind == "denoise_pivot"
+        return cls(kind, batch, length, timesteps, has_held, is_modulated)
+
+
+def modulated_sizes(manifest: Manifest, engines: Mapping[str, Engine]) -> set[tuple[int, int]]:
+    """Diffusion steps of the pivots, and rows, that there are engines for modulations of.
+
+    Args:
+        engines: by graph.
+    """
+    kinds = {manifest.graphs[name].kind: engine for name, engine in engines.items()}
+    if not kinds.keys() >= set(MODULATED):
+        return set()
+    return {(profile["T"], profile["N"]) for profile in kinds[MODULATED[0]].profiles}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopInputs:
@@ -59,6 +88,10 @@ class LoopInputs:
 
 class DenoiseLoop:
     """The work of one plan, captured once and replayed.
+
+    Attributes:
+        inputs: to be written before a run.
+        tokens: (B, n, C) float32, the states, and after a run its result.
 
     Args:
         runner: keeps what it returns on `device`, in `results`, which later samplings write to.
@@ -99,7 +132,7 @@ class DenoiseLoop:
         for field in fields(LoopInputs):  # rows of padding stay zero
             value: DeviceValue = getattr(self.inputs, field.name)
             device.zero(value.buffer.address, value.buffer.nbytes)
-        self._state, self._first = new("float32", tokens, pool), new("float32", tokens, pool)
+        self.tokens, self._first = new("float32", tokens, pool), new("float32", tokens, pool)
         self._timestep = new("int32", (1,), pool)
         # in the order in which they are visited
         self._timesteps = new("int32", (schedule.num_steps,), pool)
@@ -115,7 +148,7 @@ class DenoiseLoop:
     def __call__(self) -> np.ndarray:
         """Tokens (B, n, C) of the present inputs."""
         self._graph.launch()
-        return self._state.numpy(self._device)
+        return self.tokens.numpy(self._device)
 
     def close(self) -> None:
         self._graph.close()
@@ -150,7 +183,7 @@ class DenoiseLoop:
     def _whole(self) -> Call:
         """The denoiser's graph, which reads the time step from the device."""
         feeds = {
-            "x": self._state,
+            "x": self.tokens,
             "timestep": self._timestep,
             "head_cond": self.inputs.head_cond,
         }
@@ -163,14 +196,14 @@ class DenoiseLoop:
         modulate, name = (self._runner.manifest.graph(kind) for kind in MODULATED)
         feeds = {"timestep": self._timesteps, "head_cond": self.inputs.head_cond}
         modulation_T2BnM = self._runner.run(modulate, feeds)["modulation"]
-        state = {"x": self._state, "scale": self.inputs.scale}
+        state = {"x": self.tokens, "scale": self.inputs.scale}
         return lambda j: self._runner.run(name, {**state, "modulation": modulation_T2BnM[j]})
 
     def _arguments(self) -> dict[str, Any]:
         """What both kernels take."""
         shared = ("held_tokens", "held", "positions", "images", "seed", "counter")
         return {
-            "state": self._state.buffer.address,
+            "state": self.tokens.buffer.address,
             "first": self._first.buffer.address,
             "timestep": self._timestep.buffer.address,
             **{name: getattr(self.inputs, name).buffer.address for name in shared},
@@ -221,14 +254,13 @@ class DenoiseLoops:
         """Tokens (B, n, C) float32, as of `StepRunner.denoise`."""
         B, n = step.positions.shape
         batch = next(b for b in self._batches if b >= B)
-        in_two_parts = (step.schedule.num_steps, 2 * batch) in self._modulated
-        plan = LoopPlan(
-            kind=step.kind,
-            batch=batch,
-            length=n,
-            timesteps=step.schedule.timesteps,
+        plan = LoopPlan.of(
+            step.kind,
+            batch,
+            n,
+            step.schedule.timesteps,
             has_held=step.held is not None,
-            is_modulated=in_two_parts and step.kind == "denoise_pivot",
+            modulated=self._modulated,
         )
         loop = self._made.get(plan)
         if loop is None:

@@ -13,8 +13,21 @@ import numpy as np
 
 from runtime.backends.cuda import Device
 from runtime.backends.kernel_library import Part
+from runtime.bundle import TensorSpec
+from runtime.engine_plan import Dims, nbytes, resolve, with_totals
 from runtime.launches import KernelTable
-from runtime.recording import NULL, Argument, Copy, Launch, Operation, Place, Pointer, Zero
+from runtime.recording import (
+    NULL,
+    Argument,
+    Copy,
+    Launch,
+    Operation,
+    Place,
+    Pointer,
+    Run,
+    Tensor,
+    Zero,
+)
 from runtime.stages import align
 
 FIRST_ADDRESS = 1 << 40
@@ -64,7 +77,18 @@ class NotedZero:
     nbytes: int
 
 
-Noted = NotedLaunch | NotedCopy | NotedZero
+@dataclass(frozen=True, slots=True)
+class NotedRun:
+    """A run of an engine; tensors are (name, address, bytes, shape)."""
+
+    plan: int
+    profile: int
+    scratch: tuple[int, int] | None
+    inputs: tuple[tuple[str, int, int, tuple[int, ...]], ...]
+    outputs: tuple[tuple[str, int, int, tuple[int, ...]], ...]
+
+
+Noted = NotedLaunch | NotedCopy | NotedZero | NotedRun
 
 
 class NotedGraph:
@@ -174,6 +198,61 @@ class RecordingKernels:
         self._device.note(NotedLaunch(self._part, name, (x, y, z), kinds, values))
 
 
+class RecordingEngine:
+    """An engine of TensorRT that is not loaded, whose runs are noted.
+
+    Args:
+        plan: its index among the plans of the recordings.
+        inputs, outputs: of the graph or the stage that it was built from.
+        activation_nbytes: of every profile; None = not known here.
+    """
+
+    has_many_launches = False
+
+    def __init__(
+        self,
+        plan: int,
+        plan_nbytes: int,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        profiles: Sequence[Dims],
+        activation_nbytes: Sequence[int] | None,
+        device: RecordingDevice,
+    ) -> None:
+        self._plan, self._inputs, self._outputs, self._device = plan, inputs, outputs, device
+        self.plan_nbytes, self.profiles = plan_nbytes, tuple(profiles)
+        self._is_known = activation_nbytes is not None
+        self.activation_nbytes = tuple(activation_nbytes or [0] * len(profiles))
+
+    def execute(
+        self,
+        profile: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        addresses: Mapping[str, int],
+        activations: int,
+        stream: int,
+    ) -> None:
+        sizes = with_totals(self.profiles[profile])
+
+        def tensors(
+            specs: Sequence[TensorSpec],
+        ) -> tuple[tuple[str, int, int, tuple[int, ...]], ...]:
+            return tuple(
+                (s.name, addresses[s.name], nbytes(s, sizes), resolve(s, sizes)) for s in specs
+            )
+
+        scratch = (activations, self.activation_nbytes[profile]) if self._is_known else None
+        self._device.note(
+            NotedRun(self._plan, profile, scratch, tensors(self._inputs), tensors(self._outputs))
+        )
+
+    def report_layers(self, report: Callable[[str, float], None]) -> None:
+        raise AssertionError("nothing runs")
+
+    def close(self) -> None:
+        pass
+
+
 class Layout:
     """Where blocks lie in the buffers of recordings: operations by (buffer, offset)."""
 
@@ -198,6 +277,13 @@ class Layout:
             return Copy(self.pointer(noted.target), self.pointer(noted.source), noted.nbytes)
         if isinstance(noted, NotedZero):
             return Zero(self.place(noted.address, noted.nbytes))
+        if isinstance(noted, NotedRun):
+            inputs, outputs = (
+                tuple(Tensor(name, self.place(at, size), shape) for name, at, size, shape in given)
+                for given in (noted.inputs, noted.outputs)
+            )
+            scratch = None if noted.scratch is None else self.place(*noted.scratch)
+            return Run(noted.plan, noted.profile, scratch, inputs, outputs)
         kernel = kernels.setdefault((noted.part, noted.kernel), len(kernels))
         arguments = tuple(map(self._argument, noted.kinds, noted.arguments))
         return Launch(kernel, noted.grid, arguments)

@@ -14,7 +14,7 @@ from plugins_trt.loader import PluginError, open_library
 from runtime.backends.base import StepRunner
 from runtime.backends.captured_runs import CapturedRuns
 from runtime.backends.cuda import CudaDevice, Device
-from runtime.backends.denoise_loop import MODULATED, DenoiseLoops
+from runtime.backends.denoise_loop import DenoiseLoops, modulated_sizes
 from runtime.backends.device_values import BufferPool, DeviceValue, Memory
 from runtime.backends.diffusion_kernels import WORDS, CudaDiffusionKernels, DiffusionKernels
 from runtime.backends.generation import Generations
@@ -91,7 +91,9 @@ class TensorRTRunner(StepRunner):
         self._loops = (
             None
             if diffusion is None
-            else DenoiseLoops(self.in_pool, diffusion, device, batches, self._modulated())
+            else DenoiseLoops(
+                self.in_pool, diffusion, device, batches, modulated_sizes(manifest, engines)
+            )
         )
 
     def in_pool(self, pool: BufferPool) -> TensorRTRunner:
@@ -261,14 +263,6 @@ class TensorRTRunner(StepRunner):
         if self._loops is None or not isinstance(head_cond, DeviceValue):
             return None
         return self._loops(step, head_cond, images, seed)
-
-    def _modulated(self) -> set[tuple[int, int]]:
-        """Diffusion steps of the pivots, and rows, that there are engines for modulations of."""
-        graphs = self.manifest.graphs
-        kinds = {graphs[name].kind: engine for name, engine in self._engines.items()}
-        if not kinds.keys() >= set(MODULATED):
-            return set()
-        return {(profile["T"], profile["N"]) for profile in kinds[MODULATED[0]].profiles}
 
     def _out_of_memory(self, what: str, batch: int, error: Exception) -> DeviceMemoryError:
         batches = {p["B"] for e in self._engines.values() for p in e.profiles if "B" in p}

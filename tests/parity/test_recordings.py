@@ -22,22 +22,19 @@ from runtime.backends.sampling_kernels import CudaSamplingKernels
 from runtime.backends.trt import TensorRTRunner
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig, SamplingConfig
+from runtime.engine_plan import EngineOptions
 from runtime.errors import BackendUnavailableError, EngineIncompatibleError
-from runtime.recording import (
-    INDEX_FILE,
-    Launch,
-    Pointer,
-    RecordingEntry,
-    RecordingFolder,
-    check_recording,
-    parse_recording,
-)
+from runtime.himar_config import HiMARSamplingConfig
+from runtime.himar_pipeline import HiMARPipeline
+from runtime.pipeline import HMARPipeline, Pipeline
+from runtime.recording import INDEX_FILE, Launch, Pointer, RecordingEntry, Run
+from runtime.recording_reader import RecordingFolder, check_recording, parse_recording
 from scripts import build_engines
 from tests.host_device import HostDevice
+from tests.host_engines import make_engines
 from tests.host_library import GPU, HostLibrary
-from tests.recorded import BATCHES, linked_bundle, record_on_host, samplings
-from tests.replay import Replay
-from tests.unit.runtime.manifests import himar_manifest
+from tests.recorded import BATCHES, linked_bundle, quick_bundle, record_on_host, samplings
+from tests.replay import Replay, ReplayRunner
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +91,8 @@ def test_a_replay_is_the_generation(
     case: int,
 ) -> None:
     sampling, model = settings[case], bundle.manifest.hmar
-    entry = folder.index.generations[BATCHES.index(batch) * len(settings) + case]
-    replay = Replay(bundle, folder, folder.generation(entry), library)
+    entry = folder.index.recordings[BATCHES.index(batch) * len(settings) + case]
+    replay = Replay(bundle, folder, folder.recording(entry), library)
     values = inputs_of(bundle, batch, sampling)
     replay.write(**values)
     replay.run()
@@ -114,16 +111,15 @@ def test_a_replay_is_the_generation(
 
     recording, side = replay.recording, model.image_side_px
     np.testing.assert_array_equal(
-        replay.read(recording.pixels, "uint8", batch, side, side, 3), pixels
+        replay.read(recording.outputs["pixels"], "uint8", batch, side, side, 3), pixels
     )
     np.testing.assert_array_equal(
-        replay.read(recording.image, "float32", batch, 3, side, side),
+        replay.read(recording.outputs["image"], "float32", batch, 3, side, side),
         generation.image.numpy(device),
     )
     assert np.ptp(pixels) > 0
-    for place, tokens, pn in zip(
-        recording.tokens, generation.tokens, model.patch_nums, strict=True
-    ):
+    for k, (tokens, pn) in enumerate(zip(generation.tokens, model.patch_nums, strict=True)):
+        place = recording.outputs[f"s{k}_tokens"]
         np.testing.assert_array_equal(
             replay.read(place, "int32", batch, pn * pn), tokens.numpy(device)
         )
@@ -138,7 +134,82 @@ def test_a_replay_is_the_generation(
     replay.run()
     replay.write(**values)
     replay.run()
-    np.testing.assert_array_equal(replay.read(recording.pixels, "uint8", *pixels.shape), pixels)
+    np.testing.assert_array_equal(
+        replay.read(recording.outputs["pixels"], "uint8", *pixels.shape), pixels
+    )
+
+
+@pytest.mark.parametrize("knows_scratch", [True, False], ids=["shared", "own"])
+@pytest.mark.parametrize("has_kernels", [True, False], ids=["decoder", "all graphs"])
+def test_what_has_no_kernels_runs_by_engines(
+    bundle: Bundle, library: HostLibrary, tmp_path: Path, has_kernels: bool, knows_scratch: bool
+) -> None:
+    """The decoder, or everything but the sampling; batches are padded to those of the engines."""
+    own = linked_bundle(tmp_path / "bundle", bundle.folder)
+    library = HostLibrary(own, has_layers=has_kernels)
+    if has_kernels:
+        del library.tables["decoder"]
+    sampling, model = SamplingConfig.defaults(own.manifest), own.manifest.hmar
+    options = EngineOptions(batches=(2,))
+    engines = make_engines(own, GPU, options, knows_scratch=knows_scratch)
+    made = make_recordings(own, GPU, (1,), [sampling], library=library.library, engines=engines)
+    (entry,) = made.index.recordings
+    recording = RecordingFolder.open(made.folder).recording(entry)
+    runs = [o for o in recording.operations if isinstance(o, Run)]
+    assert all((run.scratch is None) != knows_scratch for run in runs)
+    assert len(runs) == 1 if has_kernels else len(runs) > 10
+    replay = Replay(own, made, recording, library)
+    values = inputs_of(own, 1, sampling)
+    replay.write(**values)
+    replay.run()
+    assert replay.engines.runs == len(runs)
+    with Pipeline.load(own.folder, "ort-cpu", threads=1) as pipeline:
+        assert isinstance(pipeline, HMARPipeline)
+        tokens: list[np.ndarray] = []
+        image = pipeline.generate(
+            [3], seed=2**64 - 7, image_index=[5], on_scale=lambda e: tokens.append(e.tokens)
+        )
+    if not has_kernels:  # which round as they do
+        for k, expected in enumerate(tokens):
+            place = recording.outputs[f"s{k}_tokens"]
+            ours = replay.read(place, "int32", *expected.reshape(1, -1).shape)
+            np.testing.assert_array_equal(ours, expected.reshape(1, -1))
+        side = model.image_side_px
+        pixels = replay.read(recording.outputs["pixels"], "uint8", 1, side, side, 3)
+        assert np.abs(pixels.astype(int) - image).max() <= 1
+    same = make_recordings(own, GPU, (1,), [sampling], library=library.library, engines=engines)
+    assert same.index == made.index
+    with pytest.raises(BackendUnavailableError, match=r"has no (decoder|glue|transformer) kernels"):
+        make_recordings(own, GPU, (1,), [sampling], library=library.library)
+
+
+@pytest.mark.parametrize("count", [2, 3], ids=["padded", "whole"])
+def test_himar_by_replays(tiny_himar_bundle: Path, tmp_path: Path, count: int) -> None:
+    own = quick_bundle(linked_bundle(tmp_path / "bundle", tiny_himar_bundle))
+    library, settings = HostLibrary(own), [HiMARSamplingConfig.defaults(own.manifest)]
+    engines = make_engines(own, GPU, EngineOptions(batches=(3,)))
+    made = make_recordings(own, GPU, (3,), settings, library=library.library, engines=engines)
+    plans = [entry.plan for entry in made.index.recordings]
+    assert {plan.of for plan in plans} == {"graph", "sampling"}
+    assert len(set(map(str, plans))) == len(plans)
+    runner = ReplayRunner(own, RecordingFolder.open(made.folder), library)
+    labels, index = [3, 7, -1][:count], [0, 5, (1 << 40) + 2][:count]
+    with (
+        HiMARPipeline(runner, max_batch=3) as pipeline,
+        Pipeline.load(own.folder, "ort-cpu", threads=1) as reference,
+    ):
+        assert isinstance(reference, HiMARPipeline)
+        ours, ref = (
+            p.generate_tokens(labels, seed=9, image_index=index, sampling=settings[0])
+            for p in (pipeline, reference)
+        )
+        np.testing.assert_allclose(ours.pivots, ref.pivots, atol=2e-4)
+        np.testing.assert_allclose(ours.dense, ref.dense, atol=2e-4)
+        for name in ("decode", "decode_small"):
+            tokens = ours.dense if name == "decode" else ours.pivots
+            pixels = [getattr(p, name)(tokens).astype(int) for p in (pipeline, reference)]
+            assert np.abs(pixels[0] - pixels[1]).max() <= 1
+    assert runner.used == set(range(len(plans)))
 
 
 def _fail(what: str, batch: int, error: Exception) -> Any:
@@ -162,7 +233,7 @@ def test_what_fits_is_kept(
     own = linked_bundle(tmp_path / "bundle", bundle.folder)
     published = [SamplingConfig.defaults(bundle.manifest)]
     made = record_on_host(own, library, published)
-    recorded, others = made.index.generations, folder.index.generations[:: len(samplings(own))]
+    recorded, others = made.index.recordings, folder.index.recordings[:: len(samplings(own))]
     assert [entry.sha256 for entry in recorded] == [entry.sha256 for entry in others]
     assert made.index.runtime_version == package_version()
     before = (made.folder / INDEX_FILE).stat().st_mtime_ns
@@ -171,17 +242,15 @@ def test_what_fits_is_kept(
     assert record_on_host(own, library, published, force=True).index == made.index
     assert (made.folder / INDEX_FILE).stat().st_mtime_ns > before
     # more of them: all are made anew
-    assert len(record_on_host(own, library, samplings(own)).index.generations) == 12
+    assert len(record_on_host(own, library, samplings(own)).index.recordings) == 12
 
 
 def test_other_bundles_are_refused(bundle: Bundle, library: HostLibrary, tmp_path: Path) -> None:
     own = linked_bundle(tmp_path / "bundle", bundle.folder)
     published = [SamplingConfig.defaults(bundle.manifest)]
     fp32 = Bundle(own.folder, dataclasses.replace(own.manifest, precision="fp32"))
-    himar = Bundle(own.folder, himar_manifest(precision="fp16"))
-    for other, message in ((fp32, "compute in float16"), (himar, "another family")):
-        with pytest.raises(BackendUnavailableError, match=message):
-            make_recordings(other, GPU, (1,), published, library=library.library)
+    with pytest.raises(BackendUnavailableError, match="compute in float16"):
+        make_recordings(fp32, GPU, (1,), published, library=library.library)
     assert not list((own.folder / "engines").glob("*"))  # nor parts of them
 
 
@@ -210,13 +279,14 @@ def set_pointer(recording: dict[str, Any], value: list[int]) -> None:
 TAMPERINGS: dict[str, Tamper] = {
     "kernel": lambda r: first_launch(r).__setitem__(1, len(r["kernels"])),
     "grid": lambda r: first_launch(r).__setitem__(3, 0),
-    "kind": lambda r: first_launch(r).__setitem__(0, 3),
+    "kind": lambda r: first_launch(r).__setitem__(0, 4),
+    "plan": lambda r: r["operations"].append([3, 0, 0, None, [], []]),
     "pointer": lambda r: set_pointer(r, [0, r["scratch_nbytes"]]),
     "negative": lambda r: set_pointer(r, [0, -1]),
     "buffer": lambda r: set_pointer(r, [9, 0]),
-    "pixels": lambda r: r["pixels"].__setitem__(2, r["scratch_nbytes"] + 1),
-    "input": lambda r: r["inputs"].pop("seed"),
-    "field": lambda r: r.pop("tokens"),
+    "pixels": lambda r: r["outputs"]["pixels"].__setitem__(2, r["scratch_nbytes"] + 1),
+    "purpose": lambda r: r["plan"].__setitem__("of", "score"),
+    "field": lambda r: r.pop("outputs"),
     "unknown field": lambda r: r.__setitem__("more", 1),
     "constants": lambda r: r["constants"]["zeros"].append([r["constants"]["nbytes"], 1]),
     "copy": lambda r: r["operations"].append([1, [0, 0], [0, 0], r["scratch_nbytes"] + 1]),
@@ -225,25 +295,25 @@ TAMPERINGS: dict[str, Tamper] = {
 
 @pytest.mark.parametrize("name", TAMPERINGS)
 def test_a_tampered_recording_is_refused(folder: RecordingFolder, name: str) -> None:
-    entry = folder.index.generations[0]
+    entry = folder.index.recordings[0]
     data = json.loads((folder.folder / entry.file).read_text())
     TAMPERINGS[name](data)
     with pytest.raises((ValueError, TypeError)):
-        check_recording(parse_recording(data), [c.nbytes for c in folder.index.weights])
+        check_recording(parse_recording(data), folder.index)
 
 
 def test_damaged_files_are_refused(folder: RecordingFolder, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder.folder, copy)
-    entry: RecordingEntry = folder.index.generations[0]
+    entry: RecordingEntry = folder.index.recordings[0]
     text = (copy / entry.file).read_text()
     (copy / entry.file).write_text(text.replace("[0,", "[1,", 1))
     with pytest.raises(EngineIncompatibleError, match="sha256"):
-        RecordingFolder.open(copy).generation(entry)
+        RecordingFolder.open(copy).recording(entry)
     index = (copy / INDEX_FILE).read_text()
     for wrong, message in (
         (index[:-40], "no recording that this release reads"),
-        (index.replace('"format_version": 1', '"format_version": 2'), "format version 2"),
+        (index.replace('"format_version": 2', '"format_version": 1'), "format version 1"),
         (index.replace(f'"file":"{entry.file}"', '"file":"../x"'), "outside the folder"),
     ):
         assert wrong != index
@@ -253,7 +323,7 @@ def test_damaged_files_are_refused(folder: RecordingFolder, tmp_path: Path) -> N
 
 
 def test_every_pointer_is_within_what_was_allocated(folder: RecordingFolder) -> None:
-    recording = folder.generation(folder.index.generations[0])
+    recording = folder.recording(folder.index.recordings[0])
     launches = [o for o in recording.operations if isinstance(o, Launch)]
     pointers = {a for launch in launches for a in launch.arguments if isinstance(a, Pointer)}
     assert {p.buffer for p in pointers} == {-1, 0, 1, 2, 3, 4}
@@ -268,13 +338,14 @@ def test_build_engines_records(
 ) -> None:
     own = linked_bundle(tmp_path / "bundle", bundle.folder)
     monkeypatch.setattr(Library, "built", lambda gpu: library.library)
+    monkeypatch.setattr(build_engines, "need_no_engines", lambda *_: True)
     command = ["build_engines.py", "--bundle", str(own.folder), "--batch", "1,2"]
     command += ["--gpu", GPU, "--only-recordings"]
     monkeypatch.setattr(sys, "argv", [*command, "--record-schedules", "default,fast"])
     build_engines.main()
-    assert "4 generations" in capsys.readouterr().out
+    assert "4, by kernels," in capsys.readouterr().out
     index = RecordingFolder.open(recordings_folder(own, GPU)).index
-    plans = [entry.plan for entry in index.generations]
+    plans = [entry.plan for entry in index.recordings]
     assert [plan.batch for plan in plans] == [1, 1, 2, 2]
     assert [plan.schedule is None for plan in plans] == [False, True] * 2
     monkeypatch.setattr(sys, "argv", [*command, "--record-schedules", "slow"])
@@ -301,6 +372,7 @@ def test_build_engines_without_tensorrt(
     kinds = {spec.kind for spec in own.manifest.graphs.values()} - {"encode"}
     monkeypatch.setattr(build_engines, "import_tensorrt", no_tensorrt)
     monkeypatch.setattr(build_engines, "kinds_with_kernels", lambda *_: set(kinds))
+    monkeypatch.setattr(build_engines, "need_no_engines", lambda *_: True)
     monkeypatch.setattr(Library, "built", lambda gpu: library.library)
     command = ["build_engines.py", "--bundle", str(own.folder), "--batch", "1", "--gpu", GPU]
     monkeypatch.setattr(sys, "argv", command)
@@ -310,4 +382,4 @@ def test_build_engines_without_tensorrt(
     build_engines.main()
     said = capsys.readouterr().out
     assert "none to build, so that it does not matter: TensorRT is not installed" in said
-    assert "1 generations" in said and recordings_folder(own, GPU).is_dir()
+    assert "1, by kernels," in said and recordings_folder(own, GPU).is_dir()
