@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cpp_runtime import onnxruntime_library
-from tests.plugin_build import ORT_HEADERS, ROOT, finish_cmake, start_cmake
+from tests.plugin_build import ORT_HEADERS, ROOT, finish_cmake, start_cmake, tensorrt_include_dir
 
 SOURCE = ROOT / "runtime" / "cpp"
 # one translation unit per target: a third of the time that the files take one by one
@@ -28,6 +28,14 @@ class CppBuild:
     @property
     def library(self) -> Path:
         return self.folder / "libhmar_runtime.so"
+
+    @property
+    def fake_tensorrt(self) -> Path:
+        """Skips the test that asks where it was not built."""
+        path = self.folder / "libfake_tensorrt.so"
+        if not path.exists():
+            pytest.skip("no headers of TensorRT and CUDA")
+        return path
 
     @property
     def generate_tool(self) -> Path:
@@ -67,5 +75,8 @@ def build_cpp(name: str, *options: str) -> CppBuild:
     if missing:
         pytest.skip(f"the C++ runtime cannot be built here: no {', no '.join(missing)}")
     folder = ROOT / "build" / "tests" / name
+    headers = tensorrt_include_dir()  # without them, recordings run no engines
+    if headers is not None:
+        options = (f"-DTENSORRT_INCLUDE_DIR={headers}", *options)
     finish_cmake(start_cmake(SOURCE, folder, "-DHMAR_BUILD_TESTS=ON", *ONE_UNIT, *options), folder)
     return CppBuild(folder)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint, c_uint64
 from pathlib import Path
 
 from tests.cpp_build import CppBuild
 from tests.host_device import HostDevice
+from tests.host_engines import HostEngines
 from tests.host_library import HostLibrary
 
 LAUNCH = 0
@@ -31,14 +32,37 @@ class FakeOperation(ctypes.Structure):
     )
 
 
+class FakeTensor(ctypes.Structure):
+    _fields_ = (
+        ("name", c_char_p),
+        ("address", c_uint64),
+        ("shape", POINTER(c_int64)),
+        ("rank", c_size_t),
+    )
+
+
+class FakeRun(ctypes.Structure):
+    _fields_ = (
+        ("plan", POINTER(ctypes.c_char)),
+        ("plan_size", c_size_t),
+        ("profile", c_int32),
+        ("scratch", c_uint64),
+        ("tensors", POINTER(FakeTensor)),
+        ("num_tensors", c_size_t),
+    )
+
+
+OnRun = ctypes.CFUNCTYPE(None, POINTER(FakeRun))
 OnOperation = ctypes.CFUNCTYPE(None, POINTER(FakeOperation))
 
 
 class FakeGpu:
-    """Both stand-ins, for this process; kernels are those of a library on the host.
+    """The stand-ins, for this process; kernels are those of a library on the host.
 
     Attributes:
         plugins: what a session is given as its plugin library.
+        failure: of a kernel or engine, which the runtime does not see.
+        parts: of the library that have kernels.
     """
 
     def __init__(self, build: CppBuild, library: HostLibrary) -> None:
@@ -48,7 +72,8 @@ class FakeGpu:
         plugins = ctypes.CDLL(str(self.plugins))
         for part in library.tables:
             plugins.fake_plugins_set(part.encode(), library.text(part).encode())
-        self._library, self.failure = library, None
+        self._library, self.parts = library, set(library.tables)
+        self.failure: BaseException | None = None
         self._parts = {n: part for part, table in library.tables.items() for n in table}
         self._callback: Callable[..., None] = OnOperation(self._operate)
         self.cuda.fake_cuda_on_operation(self._callback)
@@ -76,6 +101,31 @@ class FakeGpu:
             self._library.launch_all(part, name, (x, y, z), HostDevice.stream, values)
         except BaseException as error:  # it cannot get out of a callback
             self.failure = error
+
+    def run_engines(self, tensorrt: Path, engines: HostEngines) -> ctypes.CDLL:
+        """Has the runs of a stand-in for TensorRT computed; returns its functions."""
+        library = ctypes.CDLL(str(tensorrt))
+        library.fake_tensorrt_plugins.restype = c_char_p
+
+        def run(given: ctypes._Pointer[FakeRun]) -> None:
+            of = given.contents
+            if self.failure is not None:
+                return
+            try:
+                tensors = of.tensors[: of.num_tensors]
+                engines.run(
+                    of.plan[: of.plan_size],
+                    of.profile,
+                    {t.name.decode(): t.shape[: t.rank] for t in tensors if t.shape},
+                    {t.name.decode(): t.address for t in tensors},
+                    of.scratch or None,
+                )
+            except BaseException as error:
+                self.failure = error
+
+        self._on_run = OnRun(run)
+        library.fake_tensorrt_on_run(self._on_run)
+        return library
 
     def close(self) -> None:
         self.cuda.fake_cuda_on_operation(None)

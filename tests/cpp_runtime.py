@@ -47,6 +47,7 @@ class SessionOptions(ctypes.Structure):
         ("threads", c_int32),
         ("max_batch", c_int32),
         ("plugins", c_char_p),
+        ("tensorrt", c_char_p),
     )
 
 
@@ -156,6 +157,7 @@ class CppSession:
         threads: int = 1,
         max_batch: int = 8,
         plugins: Path | None = None,
+        tensorrt: Path | None = None,
         check: int = 0,
     ) -> None:
         self.library, self.info = library, BundleInfo()
@@ -169,6 +171,7 @@ class CppSession:
             threads,
             max_batch,
             None if plugins is None else str(plugins).encode(),
+            None if tensorrt is None else str(tensorrt).encode(),
         )
         library("session_open", self.bundle, ctypes.byref(options), ctypes.byref(self.session))
 

@@ -42,7 +42,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     } catch (const Error&) {
     }
     try {
-        const RecordingEntry& entry = given.index.generations.front();
+        const RecordingEntry& entry = given.index.recordings.front();
         const Recording recording =
             parse_recording(json, "recording", given.bundle.manifest(), given.index, entry);
         if (!is_consistent(recording, given.index)) __builtin_trap();

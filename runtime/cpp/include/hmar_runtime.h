@@ -113,9 +113,10 @@ HMAR_API hmar_status hmar_bundle_close(hmar_bundle* bundle, hmar_error** error);
 /**
  * What runs a bundle.
  *
- * On a GPU that the bundle has recordings for, whole generations of HMAR are one CUDA graph each, on the
- * first CUDA device. They need no ONNX Runtime. No recording serves requests with a callback, known tokens,
- * other draws than a seed's, or a mask schedule that was not recorded, and none encodes.
+ * On a GPU that the bundle has recordings for, work goes as CUDA graphs, on the first CUDA device: a whole
+ * generation of HMAR is one, a step of Hi-MAR two. They need no ONNX Runtime, and TensorRT only where they
+ * run its engines. No recording serves other draws than a seed's, or settings that were not recorded; of HMAR
+ * none serves a callback or known tokens; and none encodes.
  */
 typedef enum hmar_backend {
     HMAR_BACKEND_AUTO = 0, /**< recordings where they run, with ONNX Runtime for what they do not serve; else
@@ -133,6 +134,8 @@ typedef struct hmar_session_options {
     int32_t threads;     /**< CPU threads of one operator; 0 = one per core */
     int32_t max_batch;   /**< most images in one pass, larger requests are split; 0 = 8 */
     const char* plugins; /**< libhmar_plugins.so, whose kernels a GPU runs; NULL = as for library */
+    const char* tensorrt; /**< libnvinfer.so or libtensorrt_rtx.so, for recordings that run its engines; NULL
+                               = as for library, of the version that they are for */
 } hmar_session_options;
 
 /** Opens a session on a bundle; `options` may be NULL. Graphs are loaded when they are first used, weights of

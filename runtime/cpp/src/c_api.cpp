@@ -64,10 +64,12 @@ std::shared_ptr<Session> open_session(const std::shared_ptr<const Bundle>& bundl
     std::string why_not_gpu;
     if (backend == HMAR_BACKEND_GPU || backend == HMAR_BACKEND_AUTO) {
         try {
-            auto gpu = GpuGenerations::open(bundle, or_empty(options.plugins), max_batch);
+            GpuRecordings::check_any(*bundle);  // before anything is loaded
+            const GpuOptions gpu_options{or_empty(options.plugins), or_empty(options.tensorrt)};
+            const auto gpu = std::make_shared<GpuPrograms>(bundle, gpu_options);
             Session::MakeRunner otherwise;
             if (backend == HMAR_BACKEND_AUTO) otherwise = make_runner;
-            return std::make_shared<Session>(bundle, std::move(gpu), otherwise, max_batch);
+            return std::make_shared<Session>(bundle, gpu, otherwise, max_batch);
         } catch (const Error& error) {
             if (backend == HMAR_BACKEND_GPU) throw Error(error.status, text("backend gpu: ", error.what()));
             if (error.status != HMAR_BACKEND_UNAVAILABLE) throw;

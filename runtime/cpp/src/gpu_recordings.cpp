@@ -44,38 +44,9 @@ std::string sha256_of(const void* data, size_t nbytes) {
 
 }  // namespace
 
-bool PlannedWork::operator==(const PlannedWork& other) const {
-    return is_guided == other.is_guided && masked_counts == other.masked_counts &&
-           is_mask_guided == other.is_mask_guided;
-}
-
-static PlannedWork make_work(std::vector<bool> is_guided, const Schedule& schedule, bool is_mask_guided,
-                             const ModelSpec& model) {
-    PlannedWork work{std::move(is_guided), {}, false};
-    for (int k = 0; k < model.num_scales(); ++k) {
-        work.masked_counts.push_back(schedule.empty() ? std::vector<size_t>()
-                                                      : masked_counts(schedule[size_t(k)], model.length(k)));
-        if (!work.masked_counts.back().empty()) work.is_mask_guided = is_mask_guided;
-    }
-    return work;
-}
-
-PlannedWork planned_work(const Settings& settings, const ModelSpec& model) {
-    std::vector<bool> is_guided;
-    for (int k = 0; k < model.num_scales(); ++k) {
-        is_guided.push_back(guidance(settings.cfg, k, model.num_scales()) >= settings.skip_guidance_below);
-    }
-    const bool is_mask_guided = masked_guidance(settings.cfg) >= settings.skip_guidance_below;
-    return make_work(std::move(is_guided), settings.schedule, is_mask_guided, model);
-}
-
-PlannedWork planned_work(const RecordedPlan& plan, const ModelSpec& model) {
-    return make_work(plan.is_guided, plan.schedule, plan.is_mask_guided, model);
-}
-
 void GpuRecordings::check_any(const Bundle& bundle) {
     if (folders(bundle).empty())
-        refuse(text(bundle.folder(), " has no recordings of generations; ", kHowToRecord));
+        refuse(text(bundle.folder(), " has no recordings; ", kHowToRecord));
 }
 
 GpuRecordings::GpuRecordings(std::shared_ptr<const Bundle> bundle, const KernelTables& tables,
@@ -111,6 +82,7 @@ void GpuRecordings::open(const std::string& folder, const KernelTables& tables, 
         }
     }
     folder_ = folder;
+    if (index.recordings.empty()) refuse("there is nothing in it");
     const MappedFile data(folder + "/" + index.data.file);
     const bool is_same =
         data.nbytes() == index.data.nbytes &&
@@ -119,18 +91,8 @@ void GpuRecordings::open(const std::string& folder, const KernelTables& tables, 
     index_ = std::move(index);
 }
 
-std::vector<const RecordingEntry*> GpuRecordings::find(const PlannedWork& work, size_t max_batch) const {
-    const ModelSpec& model = bundle_->manifest().hmar();
-    std::vector<const RecordingEntry*> found;
-    for (const RecordingEntry& entry : index_.generations) {
-        if (planned_work(entry.plan, model) == work) found.push_back(&entry);
-    }
-    std::sort(found.begin(), found.end(),
-              [](const auto* a, const auto* b) { return a->plan.batch < b->plan.batch; });
-    const auto last = std::find_if(found.begin(), found.end(),
-                                   [&](const auto* entry) { return size_t(entry->plan.batch) >= max_batch; });
-    if (last != found.end()) found.erase(last + 1, found.end());
-    return found;
+std::string GpuRecordings::engines_folder() const {
+    return fs::path(folder_).parent_path() / index_.engines.value().folder;
 }
 
 Recording GpuRecordings::load(const RecordingEntry& entry) const {

@@ -5,12 +5,10 @@
 #include <functional>
 #include <vector>
 
+#include "denoising.h"
 #include "generation.h"
-#include "himar_schedule.h"
 
 namespace hmar::core {
-
-using Positions = std::vector<std::vector<int32_t>>;  // of tokens in the grid of a phase, by image
 
 class HimarDraws {
   public:
@@ -28,6 +26,8 @@ class SeededHimarDraws : public HimarDraws {
   public:
     // `image_index` has one entry per image of the request.
     SeededHimarDraws(uint64_t seed, std::vector<uint64_t> image_index);
+    uint64_t seed() const { return seed_; }
+    uint64_t image_index(size_t image) const { return image_index_[image]; }
     std::vector<int32_t> order(size_t image, Phase phase, size_t length) const override;
     std::vector<float> noise(Part images, Phase phase, size_t step, size_t draw, const Positions& positions,
                              size_t channels) const override;

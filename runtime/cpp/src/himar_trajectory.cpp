@@ -88,8 +88,13 @@ HimarTrajectory::HimarTrajectory(StepRunner& runner, const HimarRequest& request
       request_(request),
       part_(part),
       batch_(int64_t(part.count)),
+      seeded_(dynamic_cast<const SeededHimarDraws*>(request.draws.get())),
       pivots_(make_tensor<float>({batch_, int64_t(model_.num_pivots()), model_.token_channels})),
-      dense_(make_tensor<float>({batch_, int64_t(model_.num_dense()), model_.token_channels})) {}
+      dense_(make_tensor<float>({batch_, int64_t(model_.num_dense()), model_.token_channels})) {
+    for (size_t b = 0; seeded_ != nullptr && b < part.count; ++b) {
+        image_index_.push_back(seeded_->image_index(part.first + b));
+    }
+}
 
 void HimarTrajectory::run() {
     condition();
@@ -138,8 +143,12 @@ Tensor HimarTrajectory::sample_pivots() {
         const Tensor z = StepRunner::output("z", graph, results);
         z.check_shape({halves * batch_, int64_t(predicted[0].size()), model_.embed_dim},
                       "output z of " + graph.name);
-        const Denoising denoising{Phase::pivot, s, step.weight, halves, predicted, schedule, nullptr};
-        const std::vector<float> tokens = denoise(denoising, StepRunner::output("head_cond", graph, results));
+        const Denoising denoising{Phase::pivot,         s,           step.weight,
+                                  halves == 2,          settings.temperature,
+                                  predicted,            schedule,    nullptr,
+                                  nullptr,              seed(),      image_index_};
+        const std::vector<float> tokens =
+            sample_tokens(denoising, StepRunner::output("head_cond", graph, results));
 
         if (small_z.data == nullptr) small_z = make_tensor(z.dtype, {batch_, int64_t(P), model_.embed_dim});
         pivots_ = copied(pivots_);  // an earlier step's may still be fed or shown
@@ -180,9 +189,19 @@ void HimarTrajectory::sample_dense(const Tensor& small_z) {
         const auto own = k == 0 || has_own_graphs ? std::optional<int>(k) : std::nullopt;
         const GraphSpec& graph = runner_.manifest().graph("dense", std::nullopt, own);
         const Values results = run_step(graph, feeds, halves);
-        const Denoising denoising{Phase::dense, k, steps[k].weight, halves, positions, schedule, &is_known};
+        const Denoising denoising{Phase::dense,
+                                  k,
+                                  steps[k].weight,
+                                  halves == 2,
+                                  settings.temperature,
+                                  positions,
+                                  schedule,
+                                  &is_known,
+                                  static_cast<const float*>(dense_.data.get()),
+                                  seed(),
+                                  image_index_};
         const std::vector<float> sampled =
-            denoise(denoising, StepRunner::output("head_cond", graph, results));
+            sample_tokens(denoising, StepRunner::output("head_cond", graph, results));
 
         dense_ = copied(dense_);
         auto* tokens = static_cast<float*>(dense_.data.get());
@@ -202,12 +221,16 @@ Values HimarTrajectory::run_step(const GraphSpec& graph, const Values& feeds, in
     return runner_.run(graph, repeated_feeds);
 }
 
-// Tokens (B, n, C) by reverse diffusion.
-std::vector<float> HimarTrajectory::denoise(const Denoising& step, const Tensor& head_cond) {
+// Tokens (B, n, C) by reverse diffusion; at once where the backend can, else one call after the other.
+std::vector<float> HimarTrajectory::sample_tokens(const Denoising& step, const Tensor& head_cond) {
+    if (seeded_ != nullptr) {
+        check_cancelled(request_.cancelled, part_);
+        if (auto done = runner_.denoise(step, head_cond)) return std::move(*done);
+    }
     const size_t C = size_t(model_.token_channels), n = step.positions[0].size();
     const Shape shape = {batch_, int64_t(n), model_.token_channels};
     const std::string kind = step.phase == Phase::pivot ? "denoise_pivot" : "denoise_dense";
-    const GraphSpec& graph = runner_.manifest().graph(step.halves == 2 ? kind : kind + "_unguided");
+    const GraphSpec& graph = runner_.manifest().graph(step.is_guided ? kind : kind + "_unguided");
     const auto noise = [&](size_t draw) {
         return request_.draws->noise(part_, step.phase, step.step_idx, draw, step.positions, C);
     };
@@ -217,9 +240,8 @@ std::vector<float> HimarTrajectory::denoise(const Denoising& step, const Tensor&
     for (size_t i = step.schedule.num_steps(); i-- > 0;) {
         check_cancelled(request_.cancelled, part_);
         if (step.is_held != nullptr) {
-            const auto* held = static_cast<const float*>(dense_.data.get());
             for (size_t v = 0; v < x.size(); ++v) {
-                if ((*step.is_held)[v / C]) x[v] = step.schedule.noised(i, held[v], first[v]);
+                if ((*step.is_held)[v / C]) x[v] = step.schedule.noised(i, step.held_tokens[v], first[v]);
             }
         }
         const Tensor state = make_tensor<float>(shape), timestep = make_tensor<int32_t>({1});
@@ -235,7 +257,7 @@ std::vector<float> HimarTrajectory::denoise(const Denoising& step, const Tensor&
                                   ? nullptr
                                   : variance->second.values<float>(shape, "output variance of " + graph.name),
                               i > 0 ? noise(step.schedule.num_steps() - i).data() : nullptr,
-                              float(request_.settings.temperature), x);
+                              float(step.temperature), x);
     }
     return x;
 }

@@ -58,24 +58,14 @@ class HimarTrajectory {
     const Tensor& dense() const { return dense_; }
 
   private:
-    // The sampling of one step; `is_held` (B, n) marks tokens that are known and stay.
-    struct Denoising {
-        Phase phase;
-        size_t step_idx;
-        double weight;
-        int halves;
-        const Positions& positions;
-        const DiffusionSchedule& schedule;
-        const std::vector<bool>* is_held;
-    };
-
     void condition();
     Tensor class_rows(const std::vector<int32_t>& labels);
     Tensor sample_pivots();
     void sample_dense(const Tensor& small_z);
     Values run_step(const GraphSpec& graph, const Values& feeds, int halves);
-    std::vector<float> denoise(const Denoising& step, const Tensor& head_cond);
+    std::vector<float> sample_tokens(const Denoising& step, const Tensor& head_cond);
     Positions orders(Phase phase, size_t length) const;
+    uint64_t seed() const { return seeded_ != nullptr ? seeded_->seed() : 0; }
     void report(Phase phase, size_t step_idx, size_t num_steps);
 
     StepRunner& runner_;
@@ -83,6 +73,8 @@ class HimarTrajectory {
     const HimarRequest& request_;
     const Part part_;
     const int64_t batch_;
+    const SeededHimarDraws* const seeded_;  // null where the caller gives orders and noise
+    std::vector<uint64_t> image_index_;     // of the part, if seeded
     Tensor cond_, pivots_, dense_;  // cond_ is (2B, D), its second half without condition
 };
 

@@ -18,9 +18,13 @@ uint32_t second_word(uint32_t stream, size_t step, size_t draw) {
 
 }  // namespace
 
+uint32_t noise_counter(Phase phase, size_t step) {
+    return second_word(phase == Phase::pivot ? 0 : 1, step, 0);
+}
+
 std::vector<float> normals(uint64_t seed, uint64_t image_index, Phase phase, size_t step, size_t draw,
                            const std::vector<int32_t>& positions_n, size_t channels) {
-    const uint32_t second = second_word(phase == Phase::pivot ? 0 : 1, step, draw);
+    const uint32_t second = noise_counter(phase, step) + uint32_t(draw);
     const size_t per_token = (channels + kWords - 1) / kWords;
     std::vector<float> values;
     values.reserve(positions_n.size() * channels);

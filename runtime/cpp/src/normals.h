@@ -15,6 +15,9 @@ namespace hmar::core {
 std::vector<float> normals(uint64_t seed, uint64_t image_index, Phase phase, size_t step, size_t draw,
                            const std::vector<int32_t>& positions_n, size_t channels);
 
+// What names the noise of a step, of draw 0: a word of the counter.
+uint32_t noise_counter(Phase phase, size_t step);
+
 // The order of a phase's positions for an image; tokens become known from its end.
 std::vector<int32_t> order(uint64_t seed, uint64_t image_index, Phase phase, size_t length);
 

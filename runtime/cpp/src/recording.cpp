@@ -9,7 +9,8 @@ namespace {
 
 // far above what there is; sums of two stay far below 2^63
 constexpr int64_t kMaxBuffer = int64_t{1} << 48, kMaxOperations = 1 << 20, kMaxGrid = (int64_t{1} << 31) - 1;
-constexpr int64_t kMaxBatch = 1 << 16, kMaxCount = 1 << 24;
+constexpr int64_t kMaxProfiles = 1 << 16, kMaxDim = int64_t{1} << 40;
+constexpr size_t kMaxRank = 8;
 constexpr const char* kRecordAgain =
     "; make it again with scripts/build_engines.py --only-recordings --force";
 
@@ -38,11 +39,21 @@ BufferPlace read_place(const Record& record, const Json& value, const char* name
     return place;
 }
 
-// A place of exactly so many bytes, which device memory of any type may be at.
-BufferPlace read_place(Record& record, const char* name, const Sizes& sizes, uint64_t nbytes) {
-    const BufferPlace place = read_place(record, record.field(name), name, sizes);
-    if (place.nbytes != nbytes) record.fail(text(name, " has ", place.nbytes, " bytes, expected ", nbytes));
-    return place;
+// Places by name, each of exactly so many bytes.
+std::map<std::string, BufferPlace> read_places(const Record& record, const Json& data, const char* name,
+                                               const Sizes& sizes,
+                                               const std::map<std::string, uint64_t>& expected) {
+    Record places(data, text(record.where(), ".", name));
+    std::map<std::string, BufferPlace> found;
+    for (const auto& [key, nbytes] : expected) {
+        const BufferPlace place = read_place(places, places.field(key.c_str()), key.c_str(), sizes);
+        if (place.nbytes != nbytes) {
+            places.fail(text(key, " has ", place.nbytes, " bytes, expected ", nbytes));
+        }
+        found.emplace(key, place);
+    }
+    places.finish();
+    return found;
 }
 
 // An address of at least so many bytes.
@@ -66,10 +77,37 @@ LaunchArgument read_argument(const Record& record, const Json& value, const Size
     return record.integer(value, "argument", INT32_MIN, INT32_MAX);
 }
 
+std::vector<RecordedTensor> read_tensors(const Record& record, const Json& value, const Sizes& sizes) {
+    if (!value.is_array()) record.fail("tensors of a run must be a list");
+    std::vector<RecordedTensor> tensors;
+    for (const Json& item : value) {
+        items(record, item, "tensor", 3);
+        if (!item[0].is_string() || !item[2].is_array() || item[2].size() > kMaxRank) {
+            record.fail(text("a tensor must be a name, a place and a shape, got ", Record::excerpt(item)));
+        }
+        RecordedTensor& tensor = tensors.emplace_back();
+        tensor.name = item[0].get<std::string>();
+        tensor.place = read_place(record, item[1], "tensor", sizes);
+        for (const Json& dim : item[2]) {
+            tensor.shape.push_back(record.integer(dim, "dimension", 1, kMaxDim));
+        }
+    }
+    return tensors;
+}
+
+RecordedRun read_run(const Record& record, const Json& value, const Sizes& sizes, size_t num_plans) {
+    items(record, value, "run", 6);
+    RecordedRun run{int(record.integer(value[1], "plan", 0, int64_t(num_plans) - 1)),
+                    int(record.integer(value[2], "profile", 0, kMaxProfiles)), std::nullopt,
+                    read_tensors(record, value[4], sizes), read_tensors(record, value[5], sizes)};
+    if (!value[3].is_null()) run.scratch = read_place(record, value[3], "scratch memory", sizes);
+    return run;
+}
+
 RecordedOperation read_operation(const Record& record, const Json& value, const Sizes& sizes,
-                                 size_t num_kernels) {
+                                 size_t num_kernels, size_t num_plans) {
     if (!value.is_array() || value.empty()) record.fail("an operation must be a list");
-    const int64_t kind = record.integer(value[0], "kind of operation", 0, 2);
+    const int64_t kind = record.integer(value[0], "kind of operation", 0, 3);
     if (kind == 1) {
         items(record, value, "copy", 4);
         const uint64_t nbytes = read_nbytes(record, value[3], "bytes of a copy");
@@ -80,6 +118,7 @@ RecordedOperation read_operation(const Record& record, const Json& value, const 
         items(record, value, "zeros", 4);
         return RecordedZero{read_place(record, Json{value[1], value[2], value[3]}, "zeros", sizes)};
     }
+    if (kind == 3) return read_run(record, value, sizes, num_plans);
     if (value.size() < 5) record.fail("a launch needs a kernel and a grid");
     RecordedLaunch launch{int(record.integer(value[1], "kernel", 0, int64_t(num_kernels) - 1)), {}, {}};
     for (size_t i = 0; i < 3; ++i) {
@@ -121,42 +160,38 @@ BufferContents read_contents(const Json& data, const std::string& where, uint64_
     return contents;
 }
 
-RecordedPlan read_plan(const Json& data, const std::string& where, const ModelSpec& model) {
-    Record record(data, where);
-    RecordedPlan plan{
-        int32_t(record.integer("batch", 1, kMaxBatch)), {}, {}, record.boolean("is_mask_guided")};
-    if (const Json* schedule = record.optional_field("schedule")) {
-        if (!schedule->is_array()) record.fail("schedule must be a list or null");
-        for (const Json& entry : *schedule) {
-            if (!entry.is_array()) record.fail("schedule must be a list of lists");
-            std::vector<int32_t>& counts = plan.schedule.emplace_back();
-            for (const Json& n : entry) {
-                counts.push_back(int32_t(record.integer(n, "schedule", 0, kMaxCount)));
-            }
-        }
-        check_schedule(plan.schedule, size_t(model.num_scales()), HMAR_INVALID_BUNDLE, where + ".schedule");
+// A name that leads nowhere else.
+std::string read_local_name(Record& record, const char* field) {
+    std::string name = record.string(field);
+    if (name.empty() || name[0] == '.' ||
+        name.find_first_of(std::string("/\\\0", 3)) != std::string::npos) {
+        record.fail(text("file ", Record::excerpt(name), " is not in the folder"));
     }
-    for (const Json& item : record.list("is_guided")) {
-        if (!item.is_boolean()) record.fail("is_guided must hold true or false");
-        plan.is_guided.push_back(item.get<bool>());
-    }
-    if (plan.is_guided.size() != size_t(model.num_scales())) {
-        record.fail(text("is_guided has ", plan.is_guided.size(), " entries, the model has ",
-                         model.num_scales(), " scales"));
-    }
-    record.finish();
-    return plan;
+    return name;
 }
 
-// A file of the folder itself.
 FileSpec read_local_file(Record& record) {
-    FileSpec file{record.string("file"), record.string("sha256"),
-                  uint64_t(record.integer("nbytes", 0, kMaxBuffer))};
-    if (file.file.empty() || file.file[0] == '.' ||
-        file.file.find_first_of(std::string("/\\\0", 3)) != std::string::npos) {
-        record.fail(text("file ", Record::excerpt(file.file), " is not in the folder"));
+    return {read_local_name(record, "file"), record.string("sha256"),
+            uint64_t(record.integer("nbytes", 0, kMaxBuffer))};
+}
+
+RecordedEngines read_engines(const Json& data) {
+    Record record(data, "engines");
+    RecordedEngines engines{read_local_name(record, "folder"),
+                            record.string("library"),
+                            record.string("library_version"),
+                            record.boolean("needs_plugin"),
+                            {}};
+    if (engines.library != "tensorrt" && engines.library != "tensorrt_rtx") {
+        record.fail(text("library '", engines.library, "', expected tensorrt or tensorrt_rtx"));
     }
-    return file;
+    for (const Json& item : record.list("plans")) {
+        Record plan(item, text("engines.plans[", engines.plans.size(), "]"));
+        engines.plans.push_back(read_local_file(plan));
+        plan.finish();
+    }
+    record.finish();
+    return engines;
 }
 
 std::map<std::string, std::string> read_digests(Record& index, const char* name) {
@@ -189,46 +224,31 @@ RecordingIndex read_recording_index(const Json& data, const Manifest& manifest) 
     for (const Json& item : record.list("weights")) {
         index.weights.push_back(read_contents(item, "weights", manifest.weights.nbytes, index.data.nbytes));
     }
-    for (const Json& item : record.list("generations")) {
-        Record entry(item, text("generations[", index.generations.size(), "]"));
+    if (const Json* engines = record.optional_field("engines")) index.engines = read_engines(*engines);
+    for (const Json& item : record.list("recordings")) {
+        Record entry(item, text("recordings[", index.recordings.size(), "]"));
         FileSpec spec = read_local_file(entry);
-        RecordedPlan plan = read_plan(entry.field("plan"), entry.where() + ".plan", manifest.hmar());
+        RecordedPlan plan = read_plan(entry.field("plan"), entry.where() + ".plan", manifest);
         const auto scratch = uint64_t(entry.integer("scratch_nbytes", 0, kMaxBuffer));
         entry.finish();
-        index.generations.push_back({std::move(spec), std::move(plan), scratch});
+        index.recordings.push_back({std::move(spec), std::move(plan), scratch});
     }
     record.finish();
     return index;
 }
 
 Recording read_recording(const Json& data, const Manifest& manifest, const RecordingIndex& index) {
-    const ModelSpec& model = manifest.hmar();
     Record record(data, "recording");
     Recording recording{};
-    recording.plan = read_plan(record.field("plan"), "plan", model);
+    recording.plan = read_plan(record.field("plan"), "plan", manifest);
     recording.scratch_nbytes = uint64_t(record.integer("scratch_nbytes", 0, kMaxBuffer));
     recording.constants =
         read_contents(record.field("constants"), "constants", manifest.weights.nbytes, index.data.nbytes);
     Sizes sizes = {recording.scratch_nbytes, recording.constants.nbytes};
     for (const BufferContents& contents : index.weights) sizes.push_back(contents.nbytes);
-
-    const auto batch = uint64_t(recording.plan.batch), side = uint64_t(model.image_side_px);
-    Record inputs(record.field("inputs"), "inputs");
-    recording.labels = read_place(inputs, "labels", sizes, 2 * batch * sizeof(int32_t));
-    recording.images = read_place(inputs, "images", sizes, batch * sizeof(uint64_t));
-    recording.seed = read_place(inputs, "seed", sizes, sizeof(uint64_t));
-    recording.settings = read_place(inputs, "settings", sizes, 3 * sizeof(double));
-    inputs.finish();
-    recording.pixels = read_place(record, "pixels", sizes, batch * side * side * 3);
-    recording.image = read_place(record, "image", sizes, batch * side * side * 3 * sizeof(float));
-    for (const Json& item : items(record, record.field("tokens"), "tokens", size_t(model.num_scales()))) {
-        const size_t length = model.length(int(recording.tokens.size()));
-        recording.tokens.push_back(read_place(record, item, "tokens", sizes));
-        if (recording.tokens.back().nbytes != batch * length * sizeof(int32_t)) {
-            record.fail(text("tokens have ", recording.tokens.back().nbytes, " bytes, expected ",
-                             batch * length * sizeof(int32_t)));
-        }
-    }
+    const PlanMemory memory = memory_of(recording.plan, manifest);
+    recording.inputs = read_places(record, record.field("inputs"), "inputs", sizes, memory.inputs);
+    recording.outputs = read_places(record, record.field("outputs"), "outputs", sizes, memory.outputs);
     for (const Json& item : record.list("kernels")) {
         items(record, item, "kernel", 2);
         if (!item[0].is_string() || !item[1].is_string()) record.fail("a kernel must be a part and a name");
@@ -237,16 +257,13 @@ Recording read_recording(const Json& data, const Manifest& manifest, const Recor
     const Json& operations = record.list("operations");
     if (operations.size() > size_t(kMaxOperations)) record.fail(text(operations.size(), " operations"));
     recording.operations.reserve(operations.size());
+    const size_t num_plans = index.engines ? index.engines->plans.size() : 0;
     for (const Json& item : operations) {
-        recording.operations.push_back(read_operation(record, item, sizes, recording.kernels.size()));
+        recording.operations.push_back(
+            read_operation(record, item, sizes, recording.kernels.size(), num_plans));
     }
     record.finish();
     return recording;
-}
-
-bool operator==(const RecordedPlan& a, const RecordedPlan& b) {
-    return a.batch == b.batch && a.schedule == b.schedule && a.is_guided == b.is_guided &&
-           a.is_mask_guided == b.is_mask_guided;
 }
 
 // Errors with the name of the file, and what to do.
@@ -260,6 +277,12 @@ auto with_source(const std::string& source, Read read) {
 }
 
 }  // namespace
+
+bool Recording::runs_engines() const {
+    return std::any_of(operations.begin(), operations.end(), [](const RecordedOperation& operation) {
+        return std::holds_alternative<RecordedRun>(operation);
+    });
+}
 
 RecordingIndex parse_recording_index(const std::string& json, const std::string& source,
                                      const Manifest& manifest) {

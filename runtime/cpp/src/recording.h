@@ -1,20 +1,20 @@
-// Recordings of generations, as runtime/recording.py writes them; docs/bundle.md describes the format.
+// Recordings of work on a GPU, as runtime/recording.py writes them; docs/bundle.md describes the format.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
 #include <vector>
 
-#include "manifest.h"
-#include "schedule.h"
+#include "recorded_plan.h"
 
 namespace hmar::core {
 
-constexpr int64_t kRecordingVersion = 1;
+constexpr int64_t kRecordingVersion = 2;
 constexpr const char* kRecordingIndexFile = "recordings.json";
 
 // Buffers: written by the operations; of a recording, read by them; of weights, from here on.
@@ -44,7 +44,22 @@ struct RecordedCopy {
 struct RecordedZero {
     BufferPlace place;
 };
-using RecordedOperation = std::variant<RecordedLaunch, RecordedCopy, RecordedZero>;
+
+// A tensor of an engine, by its name there.
+struct RecordedTensor {
+    std::string name;
+    BufferPlace place;
+    Dims shape;
+};
+
+// A run of a TensorRT engine.
+struct RecordedRun {
+    int plan;                            // of RecordedEngines::plans
+    int profile;                         // of its optimization profiles
+    std::optional<BufferPlace> scratch;  // what it may write; none = memory of its own
+    std::vector<RecordedTensor> inputs, outputs;
+};
+using RecordedOperation = std::variant<RecordedLaunch, RecordedCopy, RecordedZero, RecordedRun>;
 
 // What fills a part of a buffer: bytes of the bundle's weights file, or of the recordings' data file.
 struct RecordedPiece {
@@ -58,28 +73,29 @@ struct BufferContents {
     std::vector<std::pair<uint64_t, uint64_t>> zeros;  // offsets and sizes
 };
 
-// What decides which work a generation consists of.
-struct RecordedPlan {
-    int32_t batch;
-    Schedule schedule;  // empty = no masked passes
-    std::vector<bool> is_guided;
-    bool is_mask_guided;
-};
-
 struct Recording {
     RecordedPlan plan;
     uint64_t scratch_nbytes;
     BufferContents constants;
-    BufferPlace labels, images, seed, settings, pixels, image;
-    std::vector<BufferPlace> tokens;                           // of every scale
+    std::map<std::string, BufferPlace> inputs, outputs;        // those of `memory_of` the plan
     std::vector<std::pair<std::string, std::string>> kernels;  // part of the plugin library, name
     std::vector<RecordedOperation> operations;
+
+    bool runs_engines() const;
 };
 
 struct RecordingEntry {
     FileSpec file;
     RecordedPlan plan;
     uint64_t scratch_nbytes;
+};
+
+// The TensorRT engines that recordings run.
+struct RecordedEngines {
+    std::string folder;            // beside the folder of the recordings
+    std::string library, version;  // what can load them, "tensorrt" or "tensorrt_rtx"
+    bool needs_plugin;             // some hold the attention plugin
+    std::vector<FileSpec> plans;
 };
 
 struct RecordingIndex {
@@ -89,7 +105,8 @@ struct RecordingIndex {
     std::map<std::string, std::string> graphs;  // SHA-256, by name
     FileSpec data;
     std::vector<BufferContents> weights;
-    std::vector<RecordingEntry> generations;
+    std::optional<RecordedEngines> engines;
+    std::vector<RecordingEntry> recordings;
 };
 
 // Both throw Error where the text is not of this version, has unknown, missing or mistyped fields, or refers

@@ -9,14 +9,17 @@ namespace hmar::core {
 Session::Session(std::shared_ptr<const Bundle> bundle, std::unique_ptr<StepRunner> runner, size_t max_batch,
                  std::string why_not_gpu)
     : bundle_(std::move(bundle)),
+      generations_(nullptr, max_batch),
       runner_(std::move(runner)),
       max_batch_(max_batch),
       why_not_gpu_(std::move(why_not_gpu)) {}
 
-Session::Session(std::shared_ptr<const Bundle> bundle, std::unique_ptr<GpuGenerations> gpu,
+Session::Session(std::shared_ptr<const Bundle> bundle, std::shared_ptr<GpuPrograms> gpu,
                  MakeRunner make_runner, size_t max_batch)
     : bundle_(std::move(bundle)),
       gpu_(std::move(gpu)),
+      generations_(gpu_, max_batch),
+      himar_runner_(std::make_unique<GpuHimarRunner>(bundle_, gpu_)),
       make_runner_(std::move(make_runner)),
       max_batch_(max_batch) {}
 
@@ -36,18 +39,23 @@ StepRunner& Session::runner(const std::string& why_not_gpu) {
 }
 
 void Session::generate(const HmarRequest& request, const HmarOutput& output) {
-    const std::string refusal = gpu_ == nullptr ? "" : gpu_->refusal(request);
+    const std::string refusal = gpu_ == nullptr ? "" : generations_.refusal(request);
     if (gpu_ != nullptr && refusal.empty()) {
-        gpu_->generate(request, output);
+        generations_.generate(request, output);
         return;
     }
     StepRunner& runner = this->runner(refusal);
-    for (const Part part : parts(request.labels.size())) generate_part(runner, request, output, part);
+    for (const Part part : parts(request.labels.size(), max_batch_)) {
+        generate_part(runner, request, output, part);
+    }
 }
 
 void Session::generate(const HimarRequest& request, const HimarOutput& output) {
-    StepRunner& runner = this->runner("");
-    for (const Part part : parts(request.num_images)) generate_part(runner, request, output, part);
+    const std::string refusal = gpu_ == nullptr ? "" : himar_runner_->refusal(request);
+    const bool is_recorded = gpu_ != nullptr && refusal.empty();
+    StepRunner& runner = is_recorded ? *himar_runner_ : this->runner(refusal);
+    const size_t max_batch = is_recorded ? std::min(max_batch_, himar_runner_->max_batch()) : max_batch_;
+    for (const Part part : parts(request.num_images, max_batch)) generate_part(runner, request, output, part);
 }
 
 void Session::generate_part(StepRunner& runner, const HmarRequest& request, const HmarOutput& output,
@@ -109,7 +117,7 @@ void Session::encode_to(T* tokens, const uint8_t* pixels, size_t num_images, con
     StepRunner& runner = this->runner("recordings do not encode");
     const GraphSpec& graph = manifest().graph("encode");
     const auto side = size_t(manifest().image_side_px()), area = side * side;
-    for (const Part part : parts(num_images)) {
+    for (const Part part : parts(num_images, max_batch_)) {
         const Tensor image = make_tensor<float>({int64_t(part.count), 3, int64_t(side), int64_t(side)});
         auto* image_B3HW = static_cast<float*>(image.data.get());
         for (size_t b = 0; b < part.count; ++b) {
@@ -124,10 +132,11 @@ void Session::encode_to(T* tokens, const uint8_t* pixels, size_t num_images, con
     }
 }
 
-std::vector<Part> Session::parts(size_t num_images) const {
+std::vector<Part> Session::parts(size_t num_images, size_t max_batch) {
     std::vector<Part> parts;
-    for (size_t i = 0; i < num_images; i += max_batch_)
-        parts.push_back({i, std::min(max_batch_, num_images - i)});
+    for (size_t i = 0; i < num_images; i += max_batch) {
+        parts.push_back({i, std::min(max_batch, num_images - i)});
+    }
     return parts;
 }
 

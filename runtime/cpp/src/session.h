@@ -7,8 +7,7 @@
 #include <vector>
 
 #include "gpu_generations.h"
-#include "himar_trajectory.h"
-#include "hmar_trajectory.h"
+#include "gpu_himar_runner.h"
 
 namespace hmar::core {
 
@@ -32,7 +31,7 @@ class Session {
 
     // Generations by a GPU's recordings; `make_runner` makes what runs all else when it is first needed, null
     // = nothing does.
-    Session(std::shared_ptr<const Bundle> bundle, std::unique_ptr<GpuGenerations> gpu, MakeRunner make_runner,
+    Session(std::shared_ptr<const Bundle> bundle, std::shared_ptr<GpuPrograms> gpu, MakeRunner make_runner,
             size_t max_batch);
 
     const Manifest& manifest() const { return bundle_->manifest(); }
@@ -58,10 +57,12 @@ class Session {
     template <typename T>
     void encode_to(T* tokens, const uint8_t* pixels, size_t num_images, const Shape& of_image);
     void write_image(const Tensor& image, Part part, uint8_t* pixels, float* values) const;
-    std::vector<Part> parts(size_t num_images) const;
+    static std::vector<Part> parts(size_t num_images, size_t max_batch);
 
     const std::shared_ptr<const Bundle> bundle_;
-    const std::unique_ptr<GpuGenerations> gpu_;  // may be null
+    const std::shared_ptr<GpuPrograms> gpu_;  // may be null, and then what runs them is not used
+    GpuGenerations generations_;
+    std::unique_ptr<GpuHimarRunner> himar_runner_;
     const MakeRunner make_runner_;
     std::mutex making_;
     std::unique_ptr<StepRunner> runner_;  // made under making_ if not there from the start; never replaced

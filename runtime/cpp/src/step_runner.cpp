@@ -19,6 +19,10 @@ Values StepRunner::run(const GraphSpec& graph, const Values& feeds) {
     return outputs;
 }
 
+std::optional<std::vector<float>> StepRunner::denoise(const Denoising&, const Tensor&) {
+    return std::nullopt;
+}
+
 Tensor StepRunner::run_for(const std::string& output, const GraphSpec& graph, const Values& feeds) {
     return StepRunner::output(output, graph, run(graph, feeds));
 }

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "bundle.h"
+#include "denoising.h"
 #include "tensor.h"
 
 namespace hmar::core {
@@ -25,6 +27,9 @@ class StepRunner {
     // Outputs of a graph by name. `feeds` has a value for every input, and may have others.
     // Throws Error where one is missing, a dtype differs, or the library fails.
     virtual Values run(const GraphSpec& graph, const Values& feeds);
+
+    // Tokens (B, n, C) of a Hi-MAR step, where the backend samples them at once.
+    virtual std::optional<std::vector<float>> denoise(const Denoising& step, const Tensor& head_cond);
 
     // One output of a graph.
     Tensor run_for(const std::string& output, const GraphSpec& graph, const Values& feeds);

@@ -13,6 +13,7 @@ inline bool is_consistent(const Recording& recording, const RecordingIndex& inde
         return buffer >= 0 && size_t(buffer) < sizes.size() && offset <= sizes[size_t(buffer)] &&
                nbytes <= sizes[size_t(buffer)] - offset;
     };
+    const auto is_place = [&](const BufferPlace& p) { return is_in(p.buffer, p.offset, p.nbytes); };
     bool good = true;
     for (const RecordedPiece& piece : recording.constants.pieces) {
         good = good && is_in(kConstants, piece.at, piece.nbytes) &&
@@ -29,14 +30,18 @@ inline bool is_consistent(const Recording& recording, const RecordingIndex& inde
         } else if (const auto* copied = std::get_if<RecordedCopy>(&operation)) {
             good = good && is_in(copied->target.buffer, copied->target.offset, copied->nbytes) &&
                    is_in(copied->source.buffer, copied->source.offset, copied->nbytes);
+        } else if (const auto* run = std::get_if<RecordedRun>(&operation)) {
+            good = good && index.engines && size_t(run->plan) < index.engines->plans.size();
+            if (run->scratch) good = good && is_place(*run->scratch);
+            for (const auto* tensors : {&run->inputs, &run->outputs}) {
+                for (const RecordedTensor& tensor : *tensors) good = good && is_place(tensor.place);
+            }
         } else {
-            const BufferPlace& place = std::get<RecordedZero>(operation).place;
-            good = good && is_in(place.buffer, place.offset, place.nbytes);
+            good = good && is_place(std::get<RecordedZero>(operation).place);
         }
     }
-    for (const BufferPlace& place : {recording.labels, recording.images, recording.seed, recording.settings,
-                                     recording.pixels, recording.image}) {
-        good = good && is_in(place.buffer, place.offset, place.nbytes);
+    for (const auto* places : {&recording.inputs, &recording.outputs}) {
+        for (const auto& [name, place] : *places) good = good && is_place(place);
     }
     return good;
 }

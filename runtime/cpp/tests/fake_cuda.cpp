@@ -35,6 +35,8 @@ struct Operation {
     bool overlaps;
     std::vector<uint64_t> arguments;
     uint64_t target, source, nbytes;
+    void (*call)(void* data) = nullptr;
+    std::shared_ptr<void> data = nullptr;
 };
 
 using Operations = std::vector<Operation>;
@@ -330,6 +332,7 @@ FAKE cuGraphLaunch(CuGraphExec executable, CuStream) {
     if (state.executables.count(executable) == 0) return violation(kInvalidValue, __func__);
     for (const Operation& operation : *reinterpret_cast<const Operations*>(executable)) {
         execute(operation);
+        if (operation.call != nullptr) operation.call(operation.data.get());
         report(operation);
     }
     return kCuSuccess;
@@ -394,6 +397,18 @@ FAKE cuLaunchKernelEx(const CuLaunchConfig* config, CuFunction handle, void** ar
 TEST_API void fake_cuda_on_operation(FakeOnOperation callback) {
     const std::lock_guard<std::recursive_mutex> lock(state.mutex);
     state.on_operation = callback;
+}
+
+TEST_API void fake_cuda_enqueue(void* stream, void (*call)(void*), void* data, void (*release)(void*)) {
+    const std::lock_guard<std::recursive_mutex> lock(state.mutex);
+    Operation operation{3, nullptr, {}, false, {}, 0, 0, 0};
+    operation.call = call, operation.data = std::shared_ptr<void>(data, release);
+    enqueue(static_cast<CuStream>(stream), std::move(operation));
+}
+
+TEST_API void fake_cuda_check_not_capturing(const char* function) {
+    const std::lock_guard<std::recursive_mutex> lock(state.mutex);
+    if (is_capturing || contexts.empty()) violation(kCaptureUnsupported, function);
 }
 
 TEST_API void fake_cuda_set_device(int count, int major, int minor) {

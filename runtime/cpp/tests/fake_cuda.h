@@ -7,7 +7,7 @@
 extern "C" {
 
 struct FakeOperation {
-    int kind;  // 0 = launch, 1 = copy, 2 = zeros; as in recordings
+    int kind;  // 0 = launch, 1 = copy, 2 = zeros, 3 = what `fake_cuda_enqueue` was given; as in recordings
     const char* kernel;
     unsigned grid[3], threads, shared_bytes, overlaps;
     const uint64_t* arguments;  // bits of each, in the order of the parameters
@@ -31,6 +31,13 @@ int fake_cuda_live(void);
 
 // Calls without a current context, copies beyond memory, and others that CUDA does not allow.
 int fake_cuda_violations(void);
+
+// For fake_tensorrt.cpp: puts a call onto a stream, which a graph that is launched makes; `data` is released
+// when it is not needed any more.
+void fake_cuda_enqueue(void* stream, void (*call)(void* data), void* data, void (*release)(void* data));
+
+// Counts a violation if this thread captures a stream, or has no context.
+void fake_cuda_check_not_capturing(const char* function);
 
 // For fake_plugins.cpp: the table of a part ("sampling", "decoder", "transformer", "glue"), JSON by
 // architecture.

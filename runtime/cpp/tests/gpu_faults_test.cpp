@@ -158,8 +158,8 @@ void test_damaged_files() {
     const std::string index = copy.read("recordings.json"), data = copy.read("data.bin");
     rejects("recordings.json", index.substr(0, index.size() / 2), "not JSON");
     rejects("recordings.json", std::string(1 << 20, '['), "nested too deeply");
-    rejects("recordings.json", replaced(index, "\"format_version\": 1", "\"format_version\": 2"),
-            "this release reads version 1");
+    rejects("recordings.json", replaced(index, "\"format_version\": 2", "\"format_version\": 1"),
+            "this release reads version 2");
     const std::string weights = Json::parse(index).at("weights_sha256");
     rejects("recordings.json", replaced(index, weights, std::string(64, '0')), "from other weights");
     const std::string graph = Json::parse(index).at("graphs").begin().value();
@@ -168,10 +168,10 @@ void test_damaged_files() {
     rejects("data.bin", data.substr(1), "data.bin is cut short or altered");
     rejects("data.bin", replaced(data, data.substr(0, 8), std::string(8, 'x')),
             "data.bin is cut short or altered");
-    const std::string file = Json::parse(index).at("generations").at(0).at("file");
+    const std::string file = Json::parse(index).at("recordings").at(0).at("file");
     rejects(file, replaced(copy.read(file), "[0,", "[2,"), "cut short or altered since it was recorded");
     fs::remove_all(recordings(copy.folder()));
-    CHECK_THROWS(hmar::Session(bundle, options()), hmar::Error, "no recordings of generations");
+    CHECK_THROWS(hmar::Session(bundle, options()), hmar::Error, "has no recordings");
     CHECK(fake.live() == 0);
 }
 
@@ -181,7 +181,7 @@ void test_mutated_recordings() {
     const hmar::core::Bundle bundle(bundle_folder, HMAR_CHECK_SIZES);
     const std::string text = read_file(recordings(bundle_folder) / "recordings.json");
     const RecordingIndex index = parse_recording_index(text, "index", bundle.manifest());
-    const RecordingEntry& entry = index.generations.front();
+    const RecordingEntry& entry = index.recordings.front();
     const std::string original = read_file(recordings(bundle_folder) / entry.file.file);
     CHECK(is_consistent(parse_recording(original, "recording", bundle.manifest(), index, entry), index));
     std::mt19937 random(0);

@@ -167,7 +167,7 @@ uint64_t scratch = 0;
 void mark_outputs(const FakeOperation* operation) {
     if (std::strncmp(operation->kernel, "to_uint8", 8) != 0) return;
     // arguments: image, pixels
-    scratch = operation->arguments[1] - marked.at("pixels").at(1).get<uint64_t>();
+    scratch = operation->arguments[1] - marked.at("outputs").at("pixels").at(1).get<uint64_t>();
     const auto at = [](const Json& place) { return scratch + place.at(1).get<uint64_t>(); };
     const size_t batch = marked.at("plan").at("batch");
     const auto labels = values_at<int32_t>(at(marked.at("inputs").at("labels")), batch);
@@ -177,10 +177,11 @@ void mark_outputs(const FakeOperation* operation) {
         auto* values = reinterpret_cast<T*>(at(place));
         for (size_t b = 0; b < batch; ++b) std::fill_n(values + b * count, count, value_of(labels[b]));
     };
-    fill(marked.at("pixels"), [](int32_t label) { return uint8_t(label); });
-    fill(marked.at("image"), [](int32_t label) { return float(label) / 2; });
-    for (size_t k = 0; k < marked.at("tokens").size(); ++k) {
-        fill(marked.at("tokens")[k], [&](int32_t label) { return int32_t(100 * k) + label; });
+    fill(marked.at("outputs").at("pixels"), [](int32_t label) { return uint8_t(label); });
+    fill(marked.at("outputs").at("image"), [](int32_t label) { return float(label) / 2; });
+    for (size_t k = 0; k < marked.at("plan").at("is_guided").size(); ++k) {
+        const std::string name = "s" + std::to_string(k) + "_tokens";
+        fill(marked.at("outputs").at(name), [&](int32_t label) { return int32_t(100 * k) + label; });
     }
 }
 
@@ -227,10 +228,10 @@ void test_graphs_are_bounded(const hmar::Bundle& bundle) {
     constexpr int kGraphs = 8, kObjects = 2;  // a graph, and the memory that only it reads
     const hmar::Session session(bundle, options());
     const Json index = index_of(bundle_folder);
-    CHECK(index.at("generations").size() > kGraphs);
+    CHECK(index.at("recordings").size() > kGraphs);
     const int opened = fake.live();
     for (int round = 0; round < 2; ++round) {
-        for (const Json& entry : index.at("generations")) {
+        for (const Json& entry : index.at("recordings")) {
             const Json& plan = entry.at("plan");
             hmar::Request request(bundle, std::vector<int32_t>(plan.at("batch").get<size_t>(), 1));
             request.mask_schedule.clear();

@@ -1,4 +1,4 @@
-// What tests of recorded generations share: the stand-ins for the driver and the kernels, and the bundle.
+// What tests of recordings share: the stand-ins for the driver and the kernels, and the bundle.
 #pragma once
 
 #include <dlfcn.h>
@@ -78,7 +78,7 @@ inline Json index_of(const std::string& folder) {
 // The recording of the bundle's own settings for a batch.
 inline Json recording_of(int batch) {
     const Json index = index_of(bundle_folder);
-    for (const Json& entry : index.at("generations")) {
+    for (const Json& entry : index.at("recordings")) {
         if (entry.at("plan").at("batch") == batch) {
             return Json::parse(read_file(recordings(bundle_folder) / entry.at("file").get<std::string>()));
         }

@@ -181,6 +181,7 @@ void generate(const Options& options) {
     backend.backend = parse_backend(options.backend);
     backend.library = options.library.empty() ? nullptr : options.library.c_str();
     backend.plugins = options.plugins.empty() ? nullptr : options.plugins.c_str();
+    backend.tensorrt = options.tensorrt.empty() ? nullptr : options.tensorrt.c_str();
     backend.threads = options.threads, backend.max_batch = options.max_batch;
     const hmar::Session session(bundle, backend);
     const double opened_s = seconds_since(start);

@@ -25,6 +25,7 @@ constexpr const char* kHelp = R"(Generate images from a bundle and write them as
   --num-iter N         Hi-MAR: steps of the dense phase (the bundle's)
   --backend NAME       auto, gpu (the bundle's recordings), ort-cpu or ort-cuda (auto)
   --plugins FILE       libhmar_plugins.so, for the GPU (the first that the dynamic linker finds)
+  --tensorrt FILE      libnvinfer.so or libtensorrt_rtx.so, for recordings that run its engines (likewise)
   --onnxruntime FILE   libonnxruntime.so (the first that the dynamic linker finds)
   --threads N          CPU threads of one operator, 0 = one per core (0)
   --max-batch N        images in one pass; larger requests are split (8)
@@ -85,6 +86,7 @@ constexpr Entry kEntries[] = {
     {"--backend", set<&Options::backend>},
     {"--onnxruntime", set<&Options::library>},
     {"--plugins", set<&Options::plugins>},
+    {"--tensorrt", set<&Options::tensorrt>},
     {"--repeat", set<&Options::repeat>},
     {"--threads", set<&Options::threads>},
     {"--max-batch", set<&Options::max_batch>},

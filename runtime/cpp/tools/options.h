@@ -6,7 +6,7 @@
 #include <string>
 
 struct Options {
-    std::string bundle, out, labels, library, plugins, tokens;
+    std::string bundle, out, labels, library, plugins, tensorrt, tokens;
     std::string backend = "auto", schedule;
     uint64_t seed = 0, first_index = 0;
     std::optional<double> cfg, top_p, re_cfg;

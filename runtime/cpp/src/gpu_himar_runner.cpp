@@ -1,0 +1,186 @@
+#include "gpu_himar_runner.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "normals.h"
+#include "shared_graphs.h"
+
+namespace hmar::core {
+namespace {
+
+constexpr const char* kNotRecorded =
+    "no recording has these settings (num_iter, diffusion steps, guidance); the bundle's own are recorded by "
+    "scripts/build_engines.py";
+
+// The rows of a graph's inputs.
+int64_t rows_of(const GraphPlan& plan) { return plan.inputs.begin()->second.at(0); }
+
+bool fits_inputs(const GraphPlan& plan, const GraphSpec& graph, const std::vector<Tensor>& inputs) {
+    const int64_t rows = inputs[0].shape.at(0);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+        const Dims &recorded = plan.inputs.at(graph.inputs[i].name), &given = inputs[i].shape;
+        if (recorded.size() != given.size() || recorded[0] != rows_of(plan) || given[0] != rows ||
+            !std::equal(recorded.begin() + 1, recorded.end(), given.begin() + 1)) {
+            return false;
+        }
+    }
+    return rows_of(plan) >= rows;
+}
+
+// The values with so many rows, which are like the first where there are none.
+std::vector<std::byte> padded(const Tensor& tensor, int64_t rows) {
+    const auto* values = static_cast<const std::byte*>(tensor.data.get());
+    const size_t row = tensor.nbytes() / size_t(tensor.shape[0]);
+    std::vector<std::byte> all(values, values + tensor.nbytes());
+    while (all.size() < row * size_t(rows)) all.insert(all.end(), values, values + row);
+    return all;
+}
+
+std::string denoiser(Phase phase, bool is_guided) {
+    return text(phase == Phase::pivot ? "denoise_pivot" : "denoise_dense", is_guided ? "" : "_unguided");
+}
+
+bool has_timesteps(const SamplingPlan& plan, const DiffusionSchedule& schedule) {
+    bool same = plan.timesteps.size() == schedule.num_steps();
+    for (size_t i = 0; i < plan.timesteps.size() && same; ++i) same = plan.timesteps[i] == schedule.timestep(i);
+    return same;
+}
+
+int64_t second_dim(const std::map<std::string, Dims>& shapes, const char* name) {
+    const auto found = shapes.find(name);
+    return found == shapes.end() || found->second.size() < 2 ? 0 : found->second[1];
+}
+
+}  // namespace
+
+template <typename Plan, typename Fits>
+const RecordingEntry* GpuHimarRunner::find(Fits fits) const {
+    const RecordingEntry* best = nullptr;
+    for (const RecordingEntry& entry : programs_->recordings()) {
+        const auto* plan = std::get_if<Plan>(&entry.plan);
+        if (plan == nullptr || !fits(*plan)) continue;
+        if (best == nullptr || plan->batch < batch_of(best->plan)) best = &entry;
+    }
+    return best;
+}
+
+size_t GpuHimarRunner::max_batch() const {
+    int32_t largest = 1;
+    for (const RecordingEntry& entry : programs_->recordings()) {
+        largest = std::max(largest, batch_of(entry.plan));
+    }
+    return size_t(largest);
+}
+
+std::string GpuHimarRunner::refusal(const HimarRequest& request) const {
+    if (dynamic_cast<const SeededHimarDraws*>(request.draws.get()) == nullptr) {
+        return "samplings at once draw by a seed, not by the caller's orders and noise";
+    }
+    const HimarSettings& settings = request.settings;
+    const HimarModelSpec& model = manifest().himar();
+    const auto has_pass = [&](const char* kind, size_t step, size_t known, size_t predicted) {
+        const auto own = step == 0 ? std::optional<int>(0) : std::nullopt;
+        const std::string& graph = manifest().graph(kind, std::nullopt, own).name;
+        return find<GraphPlan>([&](const GraphPlan& plan) {
+                   return plan.graph == graph && size_t(second_dim(plan.inputs, "known")) == known &&
+                          (predicted == 0 || size_t(second_dim(plan.inputs, "predicted")) == predicted);
+               }) != nullptr;
+    };
+    const auto has_sampling = [&](Phase phase, double cfg, size_t length, const DiffusionSchedule& schedule) {
+        const std::string& graph = manifest().graph(denoiser(phase, cfg != 1)).name;
+        return find<SamplingPlan>([&](const SamplingPlan& plan) {
+                   return plan.graph == graph && plan.length == length && has_timesteps(plan, schedule);
+               }) != nullptr;
+    };
+    const DiffusionSchedule pivot(settings.pivot_diffusion_steps), dense(settings.dense_diffusion_steps);
+    const size_t P = model.num_pivots(), N = model.num_dense();
+    bool is_there = has_sampling(Phase::dense, settings.cfg, N, dense);
+    size_t s = 0;
+    for (const HimarStep& step : plan(P, model.pivot_steps(), settings.re_cfg, settings.grows)) {
+        const size_t predicted = step.unknown - step.remaining;
+        is_there = is_there && has_pass("pivot", s++, P - step.unknown, predicted) &&
+                   has_sampling(Phase::pivot, settings.re_cfg, predicted, pivot);
+    }
+    s = 0;
+    for (const HimarStep& step : plan(N, settings.num_iter, settings.cfg, settings.grows)) {
+        is_there = is_there && has_pass("dense", s++, N - step.unknown, 0);
+    }
+    return is_there ? "" : kNotRecorded;
+}
+
+Values GpuHimarRunner::run(const GraphSpec& graph, const Values& feeds) {
+    if (has_shared_graphs(graph)) return run_by_shared_graphs(*this, graph, feeds);
+    return StepRunner::run(graph, feeds);
+}
+
+std::vector<Tensor> GpuHimarRunner::run_in_order(const GraphSpec& graph, const std::vector<Tensor>& inputs) {
+    const RecordingEntry* entry = find<GraphPlan>([&](const GraphPlan& plan) {
+        return plan.graph == graph.name && fits_inputs(plan, graph, inputs);
+    });
+    if (entry == nullptr) throw Error(HMAR_UNSUPPORTED, text("graph ", graph.name, ": ", kNotRecorded));
+    const auto& plan = std::get<GraphPlan>(entry->plan);
+    std::vector<std::vector<std::byte>> values;
+    std::vector<ProgramInput> program_inputs;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+        const std::vector<std::byte>& all = values.emplace_back(padded(inputs[i], rows_of(plan)));
+        program_inputs.push_back({graph.inputs[i].name, all.data(), all.size()});
+    }
+    std::vector<Tensor> results;
+    std::vector<ProgramOutput> outputs;
+    for (const TensorSpec& spec : graph.outputs) {
+        Shape shape = plan.outputs.at(spec.name);
+        shape[0] = inputs[0].shape[0];
+        const Tensor& result = results.emplace_back(make_tensor(spec.dtype, shape));
+        outputs.push_back({spec.name, result.data.get(), result.nbytes()});
+    }
+    programs_->run(*entry, program_inputs, outputs);
+    return results;
+}
+
+std::optional<std::vector<float>> GpuHimarRunner::denoise(const Denoising& step, const Tensor& head_cond) {
+    const std::string& graph = manifest().graph(denoiser(step.phase, step.is_guided)).name;
+    const size_t count = step.positions.size(), length = step.positions[0].size();
+    const RecordingEntry* entry = find<SamplingPlan>([&](const SamplingPlan& plan) {
+        return plan.graph == graph && plan.length == length && plan.has_held == (step.is_held != nullptr) &&
+               size_t(plan.batch) >= count && has_timesteps(plan, step.schedule);
+    });
+    if (entry == nullptr) throw Error(HMAR_UNSUPPORTED, text("graph ", graph, ": ", kNotRecorded));
+    const auto batch = size_t(batch_of(entry->plan)), channels = size_t(manifest().himar().token_channels);
+
+    // rows of padding are zeros
+    const size_t halves = step.is_guided ? 2 : 1, half = head_cond.nbytes() / halves;
+    std::vector<std::byte> cond(halves * half / count * batch);
+    for (size_t h = 0; h < halves; ++h) {
+        const auto* from = static_cast<const std::byte*>(head_cond.data.get()) + h * half;
+        std::copy_n(from, half, cond.data() + h * (cond.size() / halves));
+    }
+    std::vector<int32_t> positions(batch * length);
+    std::vector<uint64_t> images(batch);
+    std::vector<uint8_t> held(batch * length);
+    std::vector<float> held_tokens(batch * length * channels), tokens(count * length * channels);
+    for (size_t b = 0; b < count; ++b) {
+        std::copy(step.positions[b].begin(), step.positions[b].end(), positions.begin() + ptrdiff_t(b * length));
+    }
+    std::copy(step.images.begin(), step.images.end(), images.begin());
+    if (step.is_held != nullptr) {
+        std::copy(step.is_held->begin(), step.is_held->end(), held.begin());
+        std::copy_n(step.held_tokens, tokens.size(), held_tokens.begin());
+    }
+    const auto scale = float(step.weight), temperature = float(step.temperature);
+    const auto counter = noise_counter(step.phase, step.step_idx);
+    programs_->run(*entry,
+                   {{"head_cond", cond.data(), cond.size()},
+                    {"scale", &scale, sizeof scale},
+                    {"held_tokens", held_tokens.data(), held_tokens.size() * sizeof(float)},
+                    {"held", held.data(), held.size()},
+                    {"positions", positions.data(), positions.size() * sizeof(int32_t)},
+                    {"images", images.data(), images.size() * sizeof(uint64_t)},
+                    {"seed", &step.seed, sizeof step.seed},
+                    {"counter", &counter, sizeof counter},
+                    {"temperature", &temperature, sizeof temperature}},
+                   {{"tokens", tokens.data(), tokens.size() * sizeof(float)}});
+    return tokens;
+}
+
+}  // namespace hmar::core

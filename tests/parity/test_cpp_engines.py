@@ -1,0 +1,291 @@
+"""The C++ runtime by recordings that run TensorRT engines; GPU and TensorRT are stand-ins."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.bundle import Bundle
+from runtime.config import SamplingConfig
+from runtime.engine_plan import EngineOptions
+from runtime.himar_config import HiMARSamplingConfig
+from runtime.himar_pipeline import HiMARPipeline
+from runtime.pipeline import HMARPipeline, Pipeline
+from runtime.recording import INDEX_FILE
+from runtime.recording_reader import RecordingFolder
+from tests.cpp_build import CppBuild, build_cpp, call
+from tests.cpp_gpu import FakeGpu
+from tests.cpp_himar import CppHimarSession
+from tests.cpp_runtime import CppSession, Library, StatusError
+from tests.host_engines import HostEngines, make_engines
+from tests.host_library import GPU, HostLibrary
+from tests.recorded import linked_bundle, quick_bundle, record_on_host
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A bundle with recordings that run engines, on the stand-ins."""
+
+    bundle: Bundle
+    folder: RecordingFolder
+    gpu: FakeGpu
+    tensorrt: Path
+    functions: ctypes.CDLL
+    engines: HostEngines
+
+    def check(self) -> None:
+        """Raises what went wrong where the runtime does not see it."""
+        if self.gpu.failure is not None:
+            raise self.gpu.failure
+        assert self.gpu.live == 0 and self.gpu.violations == 0
+        assert self.functions.fake_tensorrt_live() == 0
+
+
+@pytest.fixture(scope="module")
+def build() -> CppBuild:
+    return build_cpp("cpp")
+
+
+def recorded(
+    build: CppBuild, bundle: Bundle, library: HostLibrary, *, knows_scratch: bool
+) -> Recorded:
+    tensorrt = build.fake_tensorrt
+    options = EngineOptions(batches=(1, 3))
+    engines = make_engines(bundle, GPU, options, knows_scratch=knows_scratch)
+    settings: list[SamplingConfig | HiMARSamplingConfig] = [
+        SamplingConfig.defaults(bundle.manifest)
+        if bundle.manifest.family == "hmar"
+        else HiMARSamplingConfig.defaults(bundle.manifest)
+    ]
+    folder = record_on_host(bundle, library, settings, engines=engines)
+    gpu, host = FakeGpu(build, library), HostEngines(bundle)
+    return Recorded(bundle, folder, gpu, tensorrt, gpu.run_engines(tensorrt, host), host)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["decoder", "all graphs"])
+def hmar(
+    request: pytest.FixtureRequest,
+    build: CppBuild,
+    tiny_fp16_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Recorded]:
+    """What runs by engines is the name."""
+    bundle = linked_bundle(tmp_path_factory.mktemp("engines") / "bundle", tiny_fp16_bundle)
+    library = HostLibrary(bundle, has_layers=request.param)
+    library.tables.pop("decoder", None)
+    made = recorded(build, bundle, library, knows_scratch=request.param)
+    yield made
+    made.gpu.close()
+
+
+@pytest.fixture(scope="module")
+def himar(
+    build: CppBuild, tiny_himar_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Recorded]:
+    folder = tmp_path_factory.mktemp("engines") / "bundle"
+    bundle = quick_bundle(linked_bundle(folder, tiny_himar_bundle))
+    made = recorded(build, bundle, HostLibrary(bundle), knows_scratch=True)
+    yield made
+    made.gpu.close()
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["whole", "padded"])
+def test_hmar_by_engines(build: CppBuild, hmar: Recorded, count: int) -> None:
+    labels, index = [3, -1][:count], [5, 2**63][:count]
+    with CppSession(
+        Library(build.library),
+        hmar.bundle.folder,
+        backend="gpu",
+        plugins=hmar.gpu.plugins,
+        tensorrt=hmar.tensorrt,
+    ) as session:
+        before = hmar.engines.runs
+        ours = [session.generate(labels, seed=7, image_index=index) for _ in range(2)]
+        assert hmar.engines.runs >= before + 2
+    hmar.check()
+    np.testing.assert_array_equal(ours[0]["pixels"], ours[1]["pixels"])
+    assert np.ptp(ours[0]["pixels"]) > 0
+    if "decoder" in hmar.gpu.parts or "transformer" in hmar.gpu.parts:
+        return  # these kernels round otherwise
+    tokens: list[np.ndarray] = []
+    with Pipeline.load(hmar.bundle.folder, "ort-cpu", threads=1) as pipeline:
+        assert isinstance(pipeline, HMARPipeline)
+        pixels = pipeline.generate(
+            labels, seed=7, image_index=index, on_scale=lambda e: tokens.append(e.tokens)
+        )
+    for k, expected in enumerate(tokens):
+        np.testing.assert_array_equal(ours[0][f"s{k}_tokens"], expected.reshape(count, -1))
+    assert np.abs(ours[0]["pixels"].astype(int) - pixels).max() <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 4], ids=["whole", "padded", "split"])
+def test_himar_by_engines(build: CppBuild, himar: Recorded, count: int) -> None:
+    labels, index = [3, 7, -1, 0][:count], [0, 5, (1 << 40) + 2, 1][:count]
+    steps: list[int] = []
+    with CppHimarSession(
+        Library(build.library),
+        himar.bundle.folder,
+        backend="gpu",
+        plugins=himar.gpu.plugins,
+        tensorrt=himar.tensorrt,
+    ) as session:
+        assert session.backend.startswith("gpu (")
+        ours = session.generate(
+            labels, seed=9, image_index=index, on_step=lambda e: steps.append(e.step_idx) or 0
+        )
+        cond = HiMARSamplingConfig.defaults(himar.bundle.manifest)
+        with pytest.raises(StatusError, match="no recording has these settings") as raised:
+            session.generate(labels, sampling=HiMARSamplingConfig(num_iter=3, cfg=cond.cfg))
+        assert raised.value.status == "HMAR_UNSUPPORTED"
+    himar.check()
+    assert len(steps) == (16 + 4) * (2 if count == 4 else 1)
+    with Pipeline.load(himar.bundle.folder, "ort-cpu", threads=1) as pipeline:
+        assert isinstance(pipeline, HiMARPipeline)
+        theirs = pipeline.generate_tokens(labels, seed=9, image_index=index)
+        pixels = pipeline.decode(theirs.dense), pipeline.decode_small(theirs.pivots)
+    np.testing.assert_allclose(ours["pivots"], theirs.pivots, atol=2e-4)
+    np.testing.assert_allclose(ours["dense"], theirs.dense, atol=2e-4)
+    for name, expected in zip(("pixels", "small_pixels"), pixels, strict=True):
+        assert np.abs(ours[name].astype(int) - expected).max() <= 1
+
+
+def test_what_no_recording_of_himar_serves_runs_on_onnxruntime(
+    build: CppBuild, himar: Recorded
+) -> None:
+    library, other = (
+        Library(build.library),
+        HiMARSamplingConfig(pivot_diffusion_steps="2,2,0,0", dense_diffusion_steps="2,1,0,0"),
+    )
+    with CppHimarSession(library, himar.bundle.folder) as session:
+        expected = session.generate([4], seed=1, sampling=other)["pixels"]
+        images = np.zeros((1, *expected.shape[1:]), np.uint8)
+        dense = session.encode(images)
+    with CppHimarSession(
+        library,
+        himar.bundle.folder,
+        backend="auto",
+        plugins=himar.gpu.plugins,
+        tensorrt=himar.tensorrt,
+    ) as session:
+        assert session.backend.startswith("gpu")
+        np.testing.assert_array_equal(
+            session.generate([4], seed=1, sampling=other)["pixels"], expected
+        )
+        np.testing.assert_array_equal(session.encode(images), dense)
+    himar.check()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("createInferRuntime", "HMAR_BACKEND_UNAVAILABLE: backend gpu: .*: no runtime"),
+        ("deserializeCudaEngine", r"cannot load this plan .*\(made for another device\)"),
+        ("createExecutionContext", "HMAR_BACKEND_FAILED: engine .*: no context"),
+        ("setOptimizationProfileAsync", r"HMAR_BACKEND_FAILED: engine .*: no profile \d"),
+        ("setTensorAddress", "HMAR_BACKEND_FAILED: engine .*: no output"),
+        ("enqueueV3", "HMAR_BACKEND_FAILED: engine .*: cannot run"),
+    ],
+)
+def test_failing_functions(build: CppBuild, hmar: Recorded, function: str, message: str) -> None:
+    hmar.functions.fake_tensorrt_fail(function.encode())
+
+    def generate() -> np.ndarray:
+        with CppSession(
+            Library(build.library),
+            hmar.bundle.folder,
+            backend="gpu",
+            plugins=hmar.gpu.plugins,
+            tensorrt=hmar.tensorrt,
+        ) as session:
+            try:
+                return session.generate([1])["pixels"]
+            except StatusError:
+                hmar.functions.fake_tensorrt_fail(None)
+                session.generate([1])  # what failed once may be asked for again
+                raise
+
+    try:
+        with pytest.raises(StatusError, match=message):
+            generate()
+    finally:
+        hmar.functions.fake_tensorrt_fail(None)
+    hmar.check()
+    generate()
+
+
+def test_what_does_not_fit(build: CppBuild, hmar: Recorded, tmp_path: Path) -> None:
+    index_file = hmar.folder.folder / INDEX_FILE
+    original = index_file.read_text(encoding="utf-8")
+
+    def refused(message: str, *, tensorrt: Path | None = hmar.tensorrt) -> None:
+        with (
+            pytest.raises(StatusError, match=message),
+            CppSession(
+                Library(build.library),
+                hmar.bundle.folder,
+                backend="gpu",
+                plugins=hmar.gpu.plugins,
+                tensorrt=tensorrt,
+            ) as session,
+        ):
+            session.generate([1])
+        hmar.check()
+
+    refused("TensorRT cannot be loaded .* install tensorrt 10", tensorrt=tmp_path / "libnvinfer.so")
+    refused("has no getInferLib", tensorrt=hmar.gpu.plugins)
+    engines = json.loads(original)["engines"]
+    changes = {
+        "is version 10.* the engines are for tensorrt 10.13": {"library_version": "10.13.0.1"},
+        "was built with the headers of 10": {"library_version": "11.0.0.1"},
+        "are for tensorrt_rtx 1.7": {"library": "tensorrt_rtx", "library_version": "1.7.1.116"},
+        "library 'nvinfer', expected": {"library": "nvinfer"},
+        "is not in the folder": {"folder": "../elsewhere"},
+    }
+    try:
+        for message, change in changes.items():
+            changed = json.loads(original) | {"engines": engines | change}
+            index_file.write_text(json.dumps(changed), encoding="utf-8")
+            refused(message)
+        plugin = json.loads(original) | {"engines": engines | {"needs_plugin": True}}
+        index_file.write_text(json.dumps(plugin), encoding="utf-8")
+        hmar.functions.fake_tensorrt_fail(b"loadLibrary")
+        refused(r"hold the attention plugin, and TensorRT cannot load .*\(no such library\)")
+        hmar.functions.fake_tensorrt_fail(None)
+        with CppSession(
+            Library(build.library),
+            hmar.bundle.folder,
+            backend="gpu",
+            plugins=hmar.gpu.plugins,
+            tensorrt=hmar.tensorrt,
+        ):
+            assert hmar.functions.fake_tensorrt_plugins() == str(hmar.gpu.plugins).encode()
+    finally:
+        hmar.functions.fake_tensorrt_fail(None)
+        index_file.write_text(original, encoding="utf-8")
+    for plan in (hmar.folder.folder.parent / engines["folder"]).glob("*.plan"):
+        plan.write_bytes(plan.read_bytes().replace(b"graph", b"grapf"))
+    refused("HMAR_CHECKSUM_MISMATCH: .*plan: cut short or altered")
+    for plan in (hmar.folder.folder.parent / engines["folder"]).glob("*.plan"):
+        plan.write_bytes(plan.read_bytes().replace(b"grapf", b"graph"))
+
+
+def test_hmar_generate_by_engines(build: CppBuild, hmar: Recorded, tmp_path: Path) -> None:
+    out = tmp_path / "out.ppm"
+    printed = call(
+        str(build.generate_tool), "--bundle", str(hmar.bundle.folder), "--labels", "1",
+        "--out", str(out), "--backend", "gpu", "--plugins", str(hmar.gpu.plugins),
+        "--tensorrt", str(hmar.tensorrt),
+        env={
+            "LD_LIBRARY_PATH": str(build.folder),
+            "LD_PRELOAD": str(build.folder / "libcuda.so.1"),
+            "HMAR_TEST_RECORDED": str(hmar.bundle.folder),
+        },
+    )  # fmt: skip
+    assert "on gpu (Fake GPU, sm90)" in printed
+    assert out.read_bytes().startswith(b"P6\n64 64\n255\n")
