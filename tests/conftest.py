@@ -18,7 +18,7 @@ from tests.cases import make_bundle
 from tests.golden_data import Case
 from tests.himar_checkpoints import make_himar_bundle
 from tests.plugin_build import PluginBuild, build_ort, finish_plugins, start_plugins
-from tests.recorded import make_recorded_bundle
+from tests.recorded import make_engine_bundle, make_recorded_bundle
 from tests.tensorrt_build import rtx_version
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -133,6 +133,22 @@ def recorded_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_fp16_bundle: 
         "tiny-recorded",
         lambda folder: make_recorded_bundle(folder / "bundle", tiny_fp16_bundle),
     )
+
+
+@pytest.fixture(scope="session")
+def engine_bundles(
+    tmp_path_factory: pytest.TempPathFactory, tiny_fp16_bundle: Path, tiny_himar_bundle: Path
+) -> tuple[Path, Path]:
+    """Bundles of both families whose recordings run engines of `tests.host_engines`."""
+    hmar, himar = (
+        shared_bundle(
+            tmp_path_factory,
+            f"{bundle.parent.name}-engines",
+            lambda folder, bundle=bundle: make_engine_bundle(folder / "bundle", bundle),
+        )
+        for bundle in (tiny_fp16_bundle, tiny_himar_bundle)
+    )
+    return hmar, himar
 
 
 @pytest.fixture(scope="session")

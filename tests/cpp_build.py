@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +45,15 @@ class CppBuild:
         """Installs library, headers, packages and tool."""
         call("cmake", "--install", str(self.folder), "--prefix", str(prefix), "--strip")
 
-    def test(self, bundle: Path, recorded: Path) -> None:
-        """Runs CTest on a bundle, and on one with recordings; none of its tests may be skipped."""
+    def test(self, bundle: Path, recorded: Path, engines: Sequence[Path]) -> None:
+        """Runs CTest on a bundle, one with recordings, and some whose recordings run engines.
+
+        None of its tests may be skipped.
+        """
         output = call(
             "ctest", "--test-dir", str(self.folder), "--output-on-failure",
             env={"HMAR_TEST_BUNDLE": str(bundle), "HMAR_TEST_RECORDED": str(recorded),
+                 "HMAR_TEST_ENGINES": ":".join(map(str, engines)),
                  "HMAR_TEST_ONNXRUNTIME": str(onnxruntime_library())},
         )  # fmt: skip
         assert "100% tests passed" in output and "Skipped" not in output, output

@@ -12,7 +12,10 @@ from runtime.backends.recordings import make_recordings
 from runtime.bundle import MANIFEST_FILE, Bundle
 from runtime.config import SamplingConfig
 from runtime.engine_manifest import EngineFolder
+from runtime.engine_plan import EngineOptions
+from runtime.himar_config import HiMARSamplingConfig
 from runtime.recording_reader import RecordingFolder
+from tests.host_engines import make_engines
 from tests.host_library import GPU, HostLibrary
 
 BATCHES = (1, 3)
@@ -64,6 +67,31 @@ def make_recorded_bundle(folder: Path, bundle: Path) -> Path:
     linked = linked_bundle(folder, bundle)
     record_on_host(linked, HostLibrary(linked), samplings(linked))
     return folder
+
+
+def make_engine_bundle(folder: Path, bundle: Path, *, has_layers: bool = False) -> Path:
+    """A linked bundle with recordings of its defaults that run engines; Hi-MAR's are quick ones.
+
+    Args:
+        has_layers: of HMAR, whether there are kernels for all graphs but the decoder.
+    """
+    linked = linked_bundle(folder, bundle)
+    is_hmar = linked.manifest.family == "hmar"
+    if not is_hmar:
+        linked = quick_bundle(linked)
+    library = engine_library(linked, has_layers=has_layers)
+    options = EngineOptions(batches=BATCHES)
+    engines = make_engines(linked, GPU, options, knows_scratch=has_layers or not is_hmar)
+    defaults = SamplingConfig.defaults if is_hmar else HiMARSamplingConfig.defaults
+    record_on_host(linked, library, [defaults(linked.manifest)], engines=engines)
+    return folder
+
+
+def engine_library(bundle: Bundle, *, has_layers: bool) -> HostLibrary:
+    """The kernels of such a bundle."""
+    library = HostLibrary(bundle, has_layers=has_layers)
+    library.tables.pop("decoder", None)
+    return library
 
 
 def record_on_host(

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.backends.recordings import recordings_folder
 from runtime.bundle import Bundle
-from runtime.config import SamplingConfig
-from runtime.engine_plan import EngineOptions
 from runtime.himar_config import HiMARSamplingConfig
 from runtime.himar_pipeline import HiMARPipeline
 from runtime.pipeline import HMARPipeline, Pipeline
@@ -23,9 +22,9 @@ from tests.cpp_build import CppBuild, build_cpp, call
 from tests.cpp_gpu import FakeGpu
 from tests.cpp_himar import CppHimarSession
 from tests.cpp_runtime import CppSession, Library, StatusError
-from tests.host_engines import HostEngines, make_engines
-from tests.host_library import GPU, HostLibrary
-from tests.recorded import linked_bundle, quick_bundle, record_on_host
+from tests.host_engines import HostEngines
+from tests.host_library import GPU
+from tests.recorded import engine_library, make_engine_bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +51,12 @@ def build() -> CppBuild:
     return build_cpp("cpp")
 
 
-def recorded(
-    build: CppBuild, bundle: Bundle, library: HostLibrary, *, knows_scratch: bool
-) -> Recorded:
-    tensorrt = build.fake_tensorrt
-    options = EngineOptions(batches=(1, 3))
-    engines = make_engines(bundle, GPU, options, knows_scratch=knows_scratch)
-    settings: list[SamplingConfig | HiMARSamplingConfig] = [
-        SamplingConfig.defaults(bundle.manifest)
-        if bundle.manifest.family == "hmar"
-        else HiMARSamplingConfig.defaults(bundle.manifest)
-    ]
-    folder = record_on_host(bundle, library, settings, engines=engines)
-    gpu, host = FakeGpu(build, library), HostEngines(bundle)
-    return Recorded(bundle, folder, gpu, tensorrt, gpu.run_engines(tensorrt, host), host)
+def recorded(build: CppBuild, folder: Path, *, has_layers: bool) -> Recorded:
+    bundle = Bundle.open(folder)
+    recordings = RecordingFolder.open(recordings_folder(bundle, GPU))
+    gpu = FakeGpu(build, engine_library(bundle, has_layers=has_layers))
+    host, tensorrt = HostEngines(bundle), build.fake_tensorrt
+    return Recorded(bundle, recordings, gpu, tensorrt, gpu.run_engines(tensorrt, host), host)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["decoder", "all graphs"])
@@ -75,22 +66,17 @@ def hmar(
     tiny_fp16_bundle: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Recorded]:
-    """What runs by engines is the name."""
-    bundle = linked_bundle(tmp_path_factory.mktemp("engines") / "bundle", tiny_fp16_bundle)
-    library = HostLibrary(bundle, has_layers=request.param)
-    library.tables.pop("decoder", None)
-    made = recorded(build, bundle, library, knows_scratch=request.param)
+    """What runs by engines is the name; files of this bundle may be changed."""
+    folder = tmp_path_factory.mktemp("engines") / "bundle"
+    make_engine_bundle(folder, tiny_fp16_bundle, has_layers=request.param)
+    made = recorded(build, folder, has_layers=request.param)
     yield made
     made.gpu.close()
 
 
 @pytest.fixture(scope="module")
-def himar(
-    build: CppBuild, tiny_himar_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Recorded]:
-    folder = tmp_path_factory.mktemp("engines") / "bundle"
-    bundle = quick_bundle(linked_bundle(folder, tiny_himar_bundle))
-    made = recorded(build, bundle, HostLibrary(bundle), knows_scratch=True)
+def himar(build: CppBuild, engine_bundles: tuple[Path, Path]) -> Iterator[Recorded]:
+    made = recorded(build, engine_bundles[1], has_layers=False)
     yield made
     made.gpu.close()
 

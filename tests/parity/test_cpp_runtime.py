@@ -27,8 +27,8 @@ from tests.trace_check import compare_trace
 TINY = Case("tiny")
 EXAMPLES = Path(__file__).resolve().parents[2] / "runtime" / "cpp" / "examples"
 SANITIZERS = {
-    "address,undefined": "unit_test;himar_test;api_test;gpu_test;gpu_faults_test",
-    "thread": "api_test;gpu_test",
+    "address,undefined": "unit_test;himar_test;api_test;gpu_test;gpu_faults_test;engines_test",
+    "thread": "api_test;gpu_test;engines_test",
 }
 """And the test programs that they look at."""
 
@@ -136,7 +136,9 @@ def test_wrong_use_is_answered(library: Library, session: CppSession, tmp_path: 
 
 
 @pytest.mark.parametrize("sanitizers", SANITIZERS)
-def test_under_sanitizers(sanitizers: str, tiny_bundle: Path, recorded_bundle: Path) -> None:
+def test_under_sanitizers(
+    sanitizers: str, tiny_bundle: Path, recorded_bundle: Path, engine_bundles: tuple[Path, Path]
+) -> None:
     build = build_cpp(
         f"cpp-{sanitizers.replace(',', '-')}",
         f"-DHMAR_SANITIZE={sanitizers}",
@@ -145,7 +147,7 @@ def test_under_sanitizers(sanitizers: str, tiny_bundle: Path, recorded_bundle: P
         "-DCMAKE_BUILD_TYPE=None",  # compiling takes longer than running
         "-DCMAKE_CXX_FLAGS=-O0 -g1",
     )
-    build.test(tiny_bundle, recorded_bundle)
+    build.test(tiny_bundle, recorded_bundle, engine_bundles)
 
 
 def test_the_installed_library_from_another_project(

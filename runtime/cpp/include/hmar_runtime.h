@@ -128,12 +128,12 @@ typedef enum hmar_backend {
 
 /** Settings of a session. Zero is the default everywhere but in struct_size. */
 typedef struct hmar_session_options {
-    size_t struct_size;  /**< sizeof(hmar_session_options) */
-    int32_t backend;     /**< an ::hmar_backend */
-    const char* library; /**< libonnxruntime.so; NULL = the first that the dynamic linker finds */
-    int32_t threads;     /**< CPU threads of one operator; 0 = one per core */
-    int32_t max_batch;   /**< most images in one pass, larger requests are split; 0 = 8 */
-    const char* plugins; /**< libhmar_plugins.so, whose kernels a GPU runs; NULL = as for library */
+    size_t struct_size;   /**< sizeof(hmar_session_options) */
+    int32_t backend;      /**< an ::hmar_backend */
+    const char* library;  /**< libonnxruntime.so; NULL = the first that the dynamic linker finds */
+    int32_t threads;      /**< CPU threads of one operator; 0 = one per core */
+    int32_t max_batch;    /**< most images in one pass, larger requests are split; 0 = 8 */
+    const char* plugins;  /**< libhmar_plugins.so, whose kernels a GPU runs; NULL = as for library */
     const char* tensorrt; /**< libnvinfer.so or libtensorrt_rtx.so, for recordings that run its engines; NULL
                                = as for library, of the version that they are for */
 } hmar_session_options;

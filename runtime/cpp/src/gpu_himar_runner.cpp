@@ -43,7 +43,8 @@ std::string denoiser(Phase phase, bool is_guided) {
 
 bool has_timesteps(const SamplingPlan& plan, const DiffusionSchedule& schedule) {
     bool same = plan.timesteps.size() == schedule.num_steps();
-    for (size_t i = 0; i < plan.timesteps.size() && same; ++i) same = plan.timesteps[i] == schedule.timestep(i);
+    for (size_t i = 0; i < plan.timesteps.size() && same; ++i)
+        same = plan.timesteps[i] == schedule.timestep(i);
     return same;
 }
 
@@ -115,9 +116,8 @@ Values GpuHimarRunner::run(const GraphSpec& graph, const Values& feeds) {
 }
 
 std::vector<Tensor> GpuHimarRunner::run_in_order(const GraphSpec& graph, const std::vector<Tensor>& inputs) {
-    const RecordingEntry* entry = find<GraphPlan>([&](const GraphPlan& plan) {
-        return plan.graph == graph.name && fits_inputs(plan, graph, inputs);
-    });
+    const RecordingEntry* entry = find<GraphPlan>(
+        [&](const GraphPlan& plan) { return plan.graph == graph.name && fits_inputs(plan, graph, inputs); });
     if (entry == nullptr) throw Error(HMAR_UNSUPPORTED, text("graph ", graph.name, ": ", kNotRecorded));
     const auto& plan = std::get<GraphPlan>(entry->plan);
     std::vector<std::vector<std::byte>> values;
@@ -160,7 +160,8 @@ std::optional<std::vector<float>> GpuHimarRunner::denoise(const Denoising& step,
     std::vector<uint8_t> held(batch * length);
     std::vector<float> held_tokens(batch * length * channels), tokens(count * length * channels);
     for (size_t b = 0; b < count; ++b) {
-        std::copy(step.positions[b].begin(), step.positions[b].end(), positions.begin() + ptrdiff_t(b * length));
+        std::copy(step.positions[b].begin(), step.positions[b].end(),
+                  positions.begin() + ptrdiff_t(b * length));
     }
     std::copy(step.images.begin(), step.images.end(), images.begin());
     if (step.is_held != nullptr) {

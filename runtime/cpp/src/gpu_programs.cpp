@@ -125,9 +125,9 @@ GpuPrograms::GpuPrograms(const std::shared_ptr<const Bundle>& bundle, const GpuO
         const CudaDevice::Current current(device_);
         kernels_ = std::make_unique<KernelLibrary>(tables_, device_);
         if (recordings_.index().engines) {
-            engines_ = load_engines(*recordings_.index().engines, recordings_.engines_folder(),
-                                    {options.tensorrt, tables_.path(), bundle->check() == HMAR_CHECK_ALL},
-                                    device_);
+            engines_ =
+                load_engines(*recordings_.index().engines, recordings_.engines_folder(),
+                             {options.tensorrt, tables_.path(), bundle->check() == HMAR_CHECK_ALL}, device_);
         }
         load_weights();
     } catch (...) {
@@ -163,7 +163,7 @@ void GpuPrograms::load_weights() {
 }
 
 void GpuPrograms::fill(const DeviceMemory& memory, const BufferContents& contents,
-                          const MappedFile& data) const {
+                       const MappedFile& data) const {
     for (const auto& [at, nbytes] : contents.zeros) {
         if (nbytes > 0) device_.zero(memory.address() + at, nbytes);
     }

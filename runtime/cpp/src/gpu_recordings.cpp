@@ -45,8 +45,7 @@ std::string sha256_of(const void* data, size_t nbytes) {
 }  // namespace
 
 void GpuRecordings::check_any(const Bundle& bundle) {
-    if (folders(bundle).empty())
-        refuse(text(bundle.folder(), " has no recordings; ", kHowToRecord));
+    if (folders(bundle).empty()) refuse(text(bundle.folder(), " has no recordings; ", kHowToRecord));
 }
 
 GpuRecordings::GpuRecordings(std::shared_ptr<const Bundle> bundle, const KernelTables& tables,

@@ -143,10 +143,9 @@ Tensor HimarTrajectory::sample_pivots() {
         const Tensor z = StepRunner::output("z", graph, results);
         z.check_shape({halves * batch_, int64_t(predicted[0].size()), model_.embed_dim},
                       "output z of " + graph.name);
-        const Denoising denoising{Phase::pivot,         s,           step.weight,
-                                  halves == 2,          settings.temperature,
-                                  predicted,            schedule,    nullptr,
-                                  nullptr,              seed(),      image_index_};
+        const Denoising denoising{Phase::pivot, s,        step.weight, halves == 2, settings.temperature,
+                                  predicted,    schedule, nullptr,     nullptr,     seed(),
+                                  image_index_};
         const std::vector<float> tokens =
             sample_tokens(denoising, StepRunner::output("head_cond", graph, results));
 

@@ -75,7 +75,7 @@ class HimarTrajectory {
     const int64_t batch_;
     const SeededHimarDraws* const seeded_;  // null where the caller gives orders and noise
     std::vector<uint64_t> image_index_;     // of the part, if seeded
-    Tensor cond_, pivots_, dense_;  // cond_ is (2B, D), its second half without condition
+    Tensor cond_, pivots_, dense_;          // cond_ is (2B, D), its second half without condition
 };
 
 }  // namespace hmar::core

@@ -15,7 +15,8 @@ uint64_t nbytes_of(Dtype dtype, const Dims& shape) {
 }
 
 const TensorSpec* find_tensor(const std::vector<TensorSpec>& specs, const std::string& name) {
-    const auto found = std::find_if(specs.begin(), specs.end(), [&](const auto& s) { return s.name == name; });
+    const auto found =
+        std::find_if(specs.begin(), specs.end(), [&](const auto& s) { return s.name == name; });
     return found == specs.end() ? nullptr : &*found;
 }
 
@@ -92,9 +93,11 @@ SamplingPlan read_sampling(Record& record, const Manifest& manifest) {
     if (cond == nullptr || cond->shape.size() != 3 || cond->shape[2] < 1) {
         record.fail(text("graph ", graph.name, " is of no denoiser"));
     }
-    SamplingPlan plan{
-        read_batch(record), graph.name, size_t(record.integer("length", 1, int64_t(manifest.himar().num_dense()))),
-        {}, record.boolean("has_held")};
+    SamplingPlan plan{read_batch(record),
+                      graph.name,
+                      size_t(record.integer("length", 1, int64_t(manifest.himar().num_dense()))),
+                      {},
+                      record.boolean("has_held")};
     for (const int64_t t : record.integers("timesteps", 0, kMaxTimesteps - 1)) {
         plan.timesteps.push_back(int32_t(t));
     }

@@ -163,8 +163,7 @@ BufferContents read_contents(const Json& data, const std::string& where, uint64_
 // A name that leads nowhere else.
 std::string read_local_name(Record& record, const char* field) {
     std::string name = record.string(field);
-    if (name.empty() || name[0] == '.' ||
-        name.find_first_of(std::string("/\\\0", 3)) != std::string::npos) {
+    if (name.empty() || name[0] == '.' || name.find_first_of(std::string("/\\\0", 3)) != std::string::npos) {
         record.fail(text("file ", Record::excerpt(name), " is not in the folder"));
     }
     return name;

@@ -64,7 +64,8 @@ void check_headers(const RecordedEngines& engines) {
     const bool fits = is_rtx && major == NV_TENSORRT_MAJOR && minor == NV_TENSORRT_MINOR;
 #else
     // TensorRT-RTX 1.4 was tried with the headers of 10.14; 1.7 calls other functions of a logger
-    const bool fits = is_rtx ? NV_TENSORRT_MAJOR == 10 && major == 1 && minor <= 4 : major == NV_TENSORRT_MAJOR;
+    const bool fits =
+        is_rtx ? NV_TENSORRT_MAJOR == 10 && major == 1 && minor <= 4 : major == NV_TENSORRT_MAJOR;
 #endif
     if (!fits) {
         unavailable(text("the engines are for ", engines.library, " ", engines.version,
@@ -84,10 +85,9 @@ class Library {
             unavailable(text("TensorRT cannot be loaded (", dlerror(), "); install ", engines.library, " ",
                              engines.version, ", or name its library as the session's tensorrt"));
         }
-        const std::string version = text(number("getInferLibMajorVersion"), ".",
-                                         number("getInferLibMinorVersion"), ".",
-                                         number("getInferLibPatchVersion"), ".",
-                                         number("getInferLibBuildVersion"));
+        const std::string version =
+            text(number("getInferLibMajorVersion"), ".", number("getInferLibMinorVersion"), ".",
+                 number("getInferLibPatchVersion"), ".", number("getInferLibBuildVersion"));
         if (version != engines.version) {
             unavailable(text(path_, " is version ", version, ", the engines are for ", engines.library, " ",
                              engines.version, "; install that, or build and record them again"));
@@ -177,8 +177,7 @@ class Engines : public TensorRtEngines {
     }
 
     static bool bind(trt::IExecutionContext& context, const RecordedTensor& tensor, const Address& address) {
-        return context.setTensorAddress(tensor.name.c_str(),
-                                        reinterpret_cast<void*>(address(tensor.place)));
+        return context.setTensorAddress(tensor.name.c_str(), reinterpret_cast<void*>(address(tensor.place)));
     }
 
     trt::ICudaEngine& engine(int index) {
@@ -229,7 +228,7 @@ class Engines : public TensorRtEngines {
     const CudaDevice& device_;
     Logger logger_;  // the runtime refers to it
     std::unique_ptr<trt::IRuntime> runtime_;
-    std::map<int, std::unique_ptr<trt::ICudaEngine>> engines_;                             // by plan
+    std::map<int, std::unique_ptr<trt::ICudaEngine>> engines_;                         // by plan
     std::map<std::pair<int, int>, std::unique_ptr<trt::IExecutionContext>> contexts_;  // by plan and profile
 };
 
@@ -248,9 +247,10 @@ namespace hmar::core {
 
 std::unique_ptr<TensorRtEngines> load_engines(const RecordedEngines& engines, const std::string&,
                                               const EngineOptions&, const CudaDevice&) {
-    throw Error(HMAR_BACKEND_UNAVAILABLE,
-                text("the recordings run engines of ", engines.library, " ", engines.version,
-                     ", and this library was built without TensorRT's headers; build it with -DTENSORRT_ROOT"));
+    throw Error(
+        HMAR_BACKEND_UNAVAILABLE,
+        text("the recordings run engines of ", engines.library, " ", engines.version,
+             ", and this library was built without TensorRT's headers; build it with -DTENSORRT_ROOT"));
 }
 
 }  // namespace hmar::core

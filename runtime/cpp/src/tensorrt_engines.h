@@ -1,4 +1,5 @@
-// TensorRT engines that recordings run. The library is loaded when asked for; building needs its headers alone.
+// TensorRT engines that recordings run. The library is loaded when asked for; building needs its headers
+// alone.
 #pragma once
 
 #include <functional>

@@ -150,8 +150,8 @@ bool enqueue(Object<Context>* self, cudaStream_t stream) {
     const Context& context = *self->owner;
     if (fails("enqueueV3") || context.run.profile < 0) return false;
     if (context.is_user_managed != (context.run.scratch != 0)) return false;
-    cuda<decltype(&fake_cuda_enqueue)>("fake_cuda_enqueue")(
-        stream, report, new Run(context.run), [](void* run) { delete static_cast<Run*>(run); });
+    cuda<decltype(&fake_cuda_enqueue)>("fake_cuda_enqueue")(stream, report, new Run(context.run),
+                                                            [](void* run) { delete static_cast<Run*>(run); });
     return true;
 }
 
@@ -187,7 +187,8 @@ class Engine : public trt::ICudaEngine, Counted {
     Object<Engine> object_;
 };
 
-trt::IExecutionContext* create_context(Object<Engine>* self, trt::ExecutionContextAllocationStrategy strategy) {
+trt::IExecutionContext* create_context(Object<Engine>* self,
+                                       trt::ExecutionContextAllocationStrategy strategy) {
     check_not_capturing("createExecutionContext");
     return fails("createExecutionContext") ? nullptr : new Context(self->owner->plan, strategy);
 }
@@ -282,6 +283,8 @@ TEST_API int32_t getInferLibPatchVersion() noexcept { return NV_TENSORRT_PATCH; 
 TEST_API int32_t getInferLibBuildVersion() noexcept { return NV_TENSORRT_BUILD; }
 
 TEST_API void fake_tensorrt_on_run(FakeOnRun callback) { state.on_run = callback; }
-TEST_API void fake_tensorrt_fail(const char* function) { state.failing = function == nullptr ? "" : function; }
+TEST_API void fake_tensorrt_fail(const char* function) {
+    state.failing = function == nullptr ? "" : function;
+}
 TEST_API int fake_tensorrt_live(void) { return state.live; }
 TEST_API const char* fake_tensorrt_plugins(void) { return state.plugins.c_str(); }

@@ -179,14 +179,21 @@ void test_damaged_files() {
 void test_mutated_recordings() {
     using namespace hmar::core;
     const hmar::core::Bundle bundle(bundle_folder, HMAR_CHECK_SIZES);
-    const std::string text = read_file(recordings(bundle_folder) / "recordings.json");
+    // with an engine, so that a recording may run it
+    Json with_engine = index_of(bundle_folder);
+    with_engine["engines"] = {{"folder", "sm90_trt"},
+                              {"library", "tensorrt"},
+                              {"library_version", "10.14.1.48"},
+                              {"needs_plugin", false},
+                              {"plans", {{{"file", "a.plan"}, {"sha256", ""}, {"nbytes", 1}}}}};
+    const std::string text = with_engine.dump();
     const RecordingIndex index = parse_recording_index(text, "index", bundle.manifest());
     const RecordingEntry& entry = index.recordings.front();
     const std::string original = read_file(recordings(bundle_folder) / entry.file.file);
     CHECK(is_consistent(parse_recording(original, "recording", bundle.manifest(), index, entry), index));
     std::mt19937 random(0);
     // all but most of the operations, so that a change hits all kinds of fields
-    const std::string tail = "]}",
+    const std::string tail = R"(,[3,0,0,[0,0,8],[["x",[0,16,4],[2,2]]],[["y",[1,0,4],[2]]]]]})",
                       short_one = original.substr(0, original.find('\n', original.find("[0,0,") + 2000));
     const std::string recording = short_one.substr(0, short_one.rfind(']') + 1) + tail;
     parse_recording(recording, "recording", bundle.manifest(), index, entry);

@@ -69,7 +69,9 @@ inline hmar_session_options options(int32_t backend = HMAR_BACKEND_GPU, int32_t 
     return options;
 }
 
-inline fs::path recordings(const std::string& folder) { return fs::path(folder) / "engines" / "sm90_recordings"; }
+inline fs::path recordings(const std::string& folder) {
+    return fs::path(folder) / "engines" / "sm90_recordings";
+}
 
 inline Json index_of(const std::string& folder) {
     return Json::parse(read_file(recordings(folder) / "recordings.json"));
