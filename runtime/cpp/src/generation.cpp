@@ -1,7 +1,6 @@
 #include "generation.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "error.h"
 
@@ -15,12 +14,15 @@ void check_cancelled(const Cancelled& cancelled, Part images) {
 }
 
 void to_uint8(const float* image_B3HW, size_t batch, size_t side, uint8_t* pixels_BHW3) {
+    // a float32 that this is added to has no fraction any more: it was rounded, half to even
+    constexpr float kWhole = 0x1.8p23f;
     const size_t area = side * side;
-    for (size_t b = 0; b < batch; ++b) {
+    for (const float *image = image_B3HW, *end = image + 3 * area * batch; image != end; image += 3 * area) {
         for (size_t i = 0; i < area; ++i) {
             for (size_t c = 0; c < 3; ++c) {
-                const float value = std::nearbyint(image_B3HW[(3 * b + c) * area + i] * 255);
-                *pixels_BHW3++ = value > 0 ? uint8_t(std::min(value, 255.0f)) : 0;
+                const float value = image[c * area + i] * 255;
+                const float within = value > 0 ? std::min(value, 255.0f) : 0.0f;  // 0 for NaN, too
+                *pixels_BHW3++ = uint8_t(int(within + kWhole - kWhole));
             }
         }
     }

@@ -28,12 +28,20 @@ bool fits_inputs(const GraphPlan& plan, const GraphSpec& graph, const std::vecto
     return rows_of(plan) >= rows;
 }
 
-// The values with so many rows, which are like the first where there are none.
-std::vector<std::byte> padded(const Tensor& tensor, int64_t rows) {
-    const auto* values = static_cast<const std::byte*>(tensor.data.get());
+// The tensor with so many rows in every one of its halves; what is not there is like the first.
+Tensor padded(const Tensor& tensor, int64_t rows, int64_t halves = 1) {
+    const int64_t given = tensor.shape[0] / halves;
+    if (given == rows) return tensor;
+    Shape shape = tensor.shape;
+    shape[0] = rows * halves;
+    const Tensor all = make_empty(tensor.dtype, shape);
     const size_t row = tensor.nbytes() / size_t(tensor.shape[0]);
-    std::vector<std::byte> all(values, values + tensor.nbytes());
-    while (all.size() < row * size_t(rows)) all.insert(all.end(), values, values + row);
+    const auto* from = static_cast<const std::byte*>(tensor.data.get());
+    auto* to = static_cast<std::byte*>(all.data.get());
+    for (int64_t half = 0; half < halves; ++half, from += size_t(given) * row) {
+        to = std::copy_n(from, size_t(given) * row, to);
+        for (int64_t i = given; i < rows; ++i) to = std::copy_n(from, row, to);
+    }
     return all;
 }
 
@@ -120,18 +128,18 @@ std::vector<Tensor> GpuHimarRunner::run_in_order(const GraphSpec& graph, const s
         [&](const GraphPlan& plan) { return plan.graph == graph.name && fits_inputs(plan, graph, inputs); });
     if (entry == nullptr) throw Error(HMAR_UNSUPPORTED, text("graph ", graph.name, ": ", kNotRecorded));
     const auto& plan = std::get<GraphPlan>(entry->plan);
-    std::vector<std::vector<std::byte>> values;
+    std::vector<Tensor> values;
     std::vector<ProgramInput> program_inputs;
     for (size_t i = 0; i < inputs.size(); ++i) {
-        const std::vector<std::byte>& all = values.emplace_back(padded(inputs[i], rows_of(plan)));
-        program_inputs.push_back({graph.inputs[i].name, all.data(), all.size()});
+        const Tensor& all = values.emplace_back(padded(inputs[i], rows_of(plan)));
+        program_inputs.push_back({graph.inputs[i].name, all.data.get(), all.nbytes()});
     }
     std::vector<Tensor> results;
     std::vector<ProgramOutput> outputs;
     for (const TensorSpec& spec : graph.outputs) {
         Shape shape = plan.outputs.at(spec.name);
         shape[0] = inputs[0].shape[0];
-        const Tensor& result = results.emplace_back(make_tensor(spec.dtype, shape));
+        const Tensor& result = results.emplace_back(make_empty(spec.dtype, shape));
         outputs.push_back({spec.name, result.data.get(), result.nbytes()});
     }
     programs_->run(*entry, program_inputs, outputs);
@@ -148,13 +156,8 @@ std::optional<std::vector<float>> GpuHimarRunner::denoise(const Denoising& step,
     if (entry == nullptr) throw Error(HMAR_UNSUPPORTED, text("graph ", graph, ": ", kNotRecorded));
     const auto batch = size_t(batch_of(entry->plan)), channels = size_t(manifest().himar().token_channels);
 
-    // rows of padding are zeros
-    const size_t halves = step.is_guided ? 2 : 1, half = head_cond.nbytes() / halves;
-    std::vector<std::byte> cond(halves * half / count * batch);
-    for (size_t h = 0; h < halves; ++h) {
-        const auto* from = static_cast<const std::byte*>(head_cond.data.get()) + h * half;
-        std::copy_n(from, half, cond.data() + h * (cond.size() / halves));
-    }
+    // what is in rows of padding does not matter
+    const Tensor cond = padded(head_cond, int64_t(batch), step.is_guided ? 2 : 1);
     std::vector<int32_t> positions(batch * length);
     std::vector<uint64_t> images(batch);
     std::vector<uint8_t> held(batch * length);
@@ -171,7 +174,7 @@ std::optional<std::vector<float>> GpuHimarRunner::denoise(const Denoising& step,
     const auto scale = float(step.weight), temperature = float(step.temperature);
     const auto counter = noise_counter(step.phase, step.step_idx);
     programs_->run(*entry,
-                   {{"head_cond", cond.data(), cond.size()},
+                   {{"head_cond", cond.data.get(), cond.nbytes()},
                     {"scale", &scale, sizeof scale},
                     {"held_tokens", held_tokens.data(), held_tokens.size() * sizeof(float)},
                     {"held", held.data(), held.size()},

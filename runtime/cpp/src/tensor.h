@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <map>
 #include <memory>
 #include <string>
@@ -60,6 +61,14 @@ using Values = std::map<std::string, Tensor>;
 inline Tensor make_tensor(Dtype dtype, const Shape& shape) {
     const auto values = std::make_shared<std::vector<char>>(item_bytes(dtype) * size_t(num_items(shape)));
     return {dtype, shape, std::shared_ptr<void>(values, values->data())};
+}
+
+// A tensor whose values are still to be written.
+inline Tensor make_empty(Dtype dtype, const Shape& shape) {
+    const size_t nbytes = item_bytes(dtype) * size_t(num_items(shape));
+    return {dtype, shape, std::shared_ptr<void>(new std::byte[nbytes], [](void* values) {
+                delete[] static_cast<std::byte*>(values);
+            })};
 }
 
 template <typename T>
