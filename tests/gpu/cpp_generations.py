@@ -219,9 +219,7 @@ def main() -> None:
     made = make_recordings(
         bundle, python.device.gpu, batches, [SamplingConfig.defaults(bundle.manifest)], force=True
     )
-    say(
-        f"recorded {len(made.index.generations)} generations, {time.perf_counter() - start:.2f} s\n"
-    )
+    say(f"recorded {len(made.index.recordings)} generations, {time.perf_counter() - start:.2f} s\n")
     with CppSession(
         Library(library),
         args.bundle,
