@@ -200,10 +200,46 @@ class Engines : public TensorRtEngines {
         return *engines_.emplace(index, std::move(engine)).first->second;
     }
 
+#ifdef TRT_MAJOR_RTX
+    trt::IExecutionContext* create_context(int plan, trt::ExecutionContextAllocationStrategy strategy) {
+        trt::ICudaEngine& engine = this->engine(plan);
+        std::unique_ptr<trt::IRuntimeConfig> config(engine.createRuntimeConfig());
+        if (config == nullptr) return nullptr;
+        config->setExecutionContextAllocationStrategy(strategy);
+        // by default kernels are replaced while others already run, and a captured graph keeps those
+        config->setDynamicShapesKernelSpecializationStrategy(
+            trt::DynamicShapesKernelSpecializationStrategy::kEAGER);
+        if (kernels_.count(plan) == 0) kernels_[plan] = load_kernels(*config, of_.plans[size_t(plan)].file);
+        if (kernels_[plan] != nullptr) config->setRuntimeCache(*kernels_[plan]);
+        configs_.push_back(std::move(config));  // the context refers to it
+        return engine.createExecutionContext(configs_.back().get());
+    }
+
+    // Kernels that the Python runtime has compiled for this GPU and kept beside the plan; none if it has not.
+    std::unique_ptr<trt::IRuntimeCache> load_kernels(const trt::IRuntimeConfig& config,
+                                                     const std::string& plan) const {
+        std::unique_ptr<trt::IRuntimeCache> kernels(config.createRuntimeCache());
+        const std::string stem = plan.substr(0, plan.rfind('.'));
+        const std::string path = folder_ + "/" + stem + "." + device_.gpu() + ".kernels";
+        try {
+            const MappedFile file(path);
+            // it refuses those of another version
+            if (kernels != nullptr) kernels->deserialize(file.data(), file.nbytes());
+        } catch (const Error&) {
+            // they are compiled anew
+        }
+        return kernels;
+    }
+#else
+    trt::IExecutionContext* create_context(int plan, trt::ExecutionContextAllocationStrategy strategy) {
+        return engine(plan).createExecutionContext(strategy);
+    }
+#endif
+
     std::unique_ptr<trt::IExecutionContext> make_context(const RecordedRun& run, const std::string& name) {
         using Strategy = trt::ExecutionContextAllocationStrategy;
-        std::unique_ptr<trt::IExecutionContext> context(engine(run.plan).createExecutionContext(
-            run.scratch ? Strategy::kUSER_MANAGED : Strategy::kON_PROFILE_CHANGE));
+        std::unique_ptr<trt::IExecutionContext> context(
+            create_context(run.plan, run.scratch ? Strategy::kUSER_MANAGED : Strategy::kON_PROFILE_CHANGE));
         if (context == nullptr) {
             fail(text("engine ", name, ": no context (", device_.memory(), ")", logger_.take()));
         }
@@ -228,6 +264,10 @@ class Engines : public TensorRtEngines {
     const CudaDevice& device_;
     Logger logger_;  // the runtime refers to it
     std::unique_ptr<trt::IRuntime> runtime_;
+#ifdef TRT_MAJOR_RTX
+    std::map<int, std::unique_ptr<trt::IRuntimeCache>> kernels_;  // by plan
+    std::vector<std::unique_ptr<trt::IRuntimeConfig>> configs_;
+#endif
     std::map<int, std::unique_ptr<trt::ICudaEngine>> engines_;                         // by plan
     std::map<std::pair<int, int>, std::unique_ptr<trt::IExecutionContext>> contexts_;  // by plan and profile
 };
