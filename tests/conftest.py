@@ -137,7 +137,7 @@ def recorded_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_fp16_bundle: 
 
 @pytest.fixture(scope="session")
 def engine_bundles(
-    tmp_path_factory: pytest.TempPathFactory, tiny_fp16_bundle: Path, tiny_himar_bundle: Path
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path, tiny_himar_bundle: Path
 ) -> tuple[Path, Path]:
     """Bundles of both families whose recordings run engines of `tests.host_engines`."""
     hmar, himar = (
@@ -146,7 +146,7 @@ def engine_bundles(
             f"{bundle.parent.name}-engines",
             lambda folder, bundle=bundle: make_engine_bundle(folder / "bundle", bundle),
         )
-        for bundle in (tiny_fp16_bundle, tiny_himar_bundle)
+        for bundle in (tiny_bundle, tiny_himar_bundle)
     )
     return hmar, himar
 

@@ -83,7 +83,8 @@ def make_engine_bundle(folder: Path, bundle: Path, *, has_layers: bool = False) 
     options = EngineOptions(batches=BATCHES)
     engines = make_engines(linked, GPU, options, knows_scratch=has_layers or not is_hmar)
     defaults = SamplingConfig.defaults if is_hmar else HiMARSamplingConfig.defaults
-    record_on_host(linked, library, [defaults(linked.manifest)], engines=engines)
+    settings = [defaults(linked.manifest)]
+    record_on_host(linked, library, settings, engines=engines, has_steps=True)
     return folder
 
 
@@ -100,6 +101,7 @@ def record_on_host(
     settings: Sequence[Settings],
     *,
     engines: EngineFolder | None = None,
+    has_steps: bool = False,
     force: bool = False,
 ) -> RecordingFolder:
     """Recordings for both batches, and the kernel tables in the folder `tables`."""
@@ -108,5 +110,12 @@ def record_on_host(
     for part in library.tables:
         (tables / f"{part}.json").write_text(library.text(part), encoding="utf-8")
     return make_recordings(
-        bundle, GPU, BATCHES, settings, library=library.library, engines=engines, force=force
+        bundle,
+        GPU,
+        BATCHES,
+        settings,
+        library=library.library,
+        engines=engines,
+        has_steps=has_steps,
+        force=force,
     )

@@ -101,7 +101,7 @@ class Replay:
 
 
 class ReplayRunner(StepRunner):
-    """Runs Hi-MAR by recordings of graphs and samplings.
+    """Runs either family by recordings of graphs and samplings.
 
     Attributes:
         used: indices of the recordings that ran.
@@ -122,7 +122,11 @@ class ReplayRunner(StepRunner):
 
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> list[Any]:
         spec = self.manifest.graphs[graph]
-        if has_shared_graphs(spec):
+        is_recorded = any(
+            isinstance(e.plan, GraphPlan) and e.plan.graph == graph
+            for e in self._folder.index.recordings
+        )
+        if has_shared_graphs(spec) and not is_recorded:
             return run_by_shared_graphs(self.manifest, graph, feeds, self._run)
         count = len(feeds[spec.inputs[0].name])
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from runtime.backends.generation import Plan
-from runtime.bundle import Bundle, Manifest
+from runtime.bundle import Manifest
 from runtime.config import SamplingConfig
 from runtime.denoising import DENOISERS
 from runtime.diffusion import respaced_timesteps
@@ -56,23 +56,57 @@ class SamplingWork:
 Work = Plan | GraphWork | SamplingWork
 
 
-def work_of(bundle: Bundle, batches: Sequence[int], settings: Sequence[Settings]) -> list[Work]:
-    """All work of a bundle's generations with some settings, each once."""
+def work_of(
+    manifest: Manifest,
+    batches: Sequence[int],
+    settings: Sequence[Settings],
+    *,
+    has_steps: bool = True,
+    has_encoder: bool = False,
+) -> list[Work]:
+    """All work of a bundle's generations with some settings, each once.
+
+    Args:
+        has_steps: of HMAR also the graphs of every step, for generations that do not go at once.
+        has_encoder: also encoding.
+    """
     found: dict[Work, None] = {}
     for batch in batches:
         for sampling in settings:
-            if isinstance(sampling, SamplingConfig):
-                found[Plan.of(sampling, bundle.manifest.hmar, batch)] = None
-            else:
-                found |= dict.fromkeys(_himar(bundle.manifest, sampling, batch))
+            if not isinstance(sampling, SamplingConfig):
+                found |= dict.fromkeys(_himar(manifest, sampling, batch))
+                continue
+            plan = Plan.of(sampling, manifest.hmar, batch)
+            found[plan] = None
+            if has_steps:
+                found |= dict.fromkeys(_hmar_steps(manifest, plan))
+        if has_encoder:
+            found[_graph(manifest.graph("encode"), batch, B=batch)] = None
     return list(found)
+
+
+def _graph(name: str, batch: int, **dims: int) -> GraphWork:
+    return GraphWork(batch=batch, graph=name, dims=tuple(dims.items()))
+
+
+def _hmar_steps(manifest: Manifest, plan: Plan) -> Iterator[Work]:
+    """Passes of all scales, guided as in a plan, whatever its schedule."""
+    B = plan.batch
+    yield _graph(manifest.graph("cond"), B, N=2 * B)
+    for k, is_guided in enumerate(plan.is_guided):
+        yield _graph(manifest.graph("ns", k), B, N=(1 + is_guided) * B)
+        if k > 0 and manifest.hmar.has_mask_branch:
+            yield _graph(manifest.graph("mask_input", k), B, B=B)
+            yield _graph(manifest.graph("mask", k), B, N=(1 + plan.is_mask_guided) * B)
+        yield _graph(manifest.graph("quant", k), B, B=B)
+    yield _graph(manifest.graph("decode"), B, B=B)
 
 
 def _himar(manifest: Manifest, config: HiMARSamplingConfig, batch: int) -> Iterator[Work]:
     """Passes go through the graphs that all steps but the first have in common."""
 
     def graph(name: str, **dims: int) -> GraphWork:
-        return GraphWork(batch=batch, graph=name, dims=tuple(dims.items()))
+        return _graph(name, batch, **dims)
 
     def sampling(phase: Phase, guidance: float, length: int, diffusion_steps: str) -> SamplingWork:
         return SamplingWork(

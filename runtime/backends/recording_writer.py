@@ -12,7 +12,7 @@ import numpy as np
 
 from plugins_trt.loader import package_version
 from runtime.backends.denoise_loop import DenoiseLoop, LoopPlan, modulated_sizes
-from runtime.backends.device_values import BufferPool, DeviceValue
+from runtime.backends.device_values import BufferPool, DeviceValue, capture
 from runtime.backends.diffusion_kernels import CudaDiffusionKernels
 from runtime.backends.generation import Generation, Inputs, Plan
 from runtime.backends.kernel_engines import planned_engines
@@ -34,8 +34,8 @@ from runtime.bundle import Bundle, FileSpec, Manifest
 from runtime.config import BackendConfig
 from runtime.diffusion import diffusion_schedule
 from runtime.engine_manifest import FUNCTION_BODY, EngineFolder
-from runtime.engine_plan import listed, nbytes, resolve, with_totals
-from runtime.errors import BackendUnavailableError, DeviceMemoryError, EngineIncompatibleError
+from runtime.engine_plan import resolve, with_totals
+from runtime.errors import BackendUnavailableError, DeviceMemoryError
 from runtime.launches import KernelTable
 from runtime.recording import (
     CONSTANTS,
@@ -272,29 +272,20 @@ class Writer:
         return Captured(_inputs(loop.inputs), {"tokens": _at(loop.tokens)})
 
     def _capture_graph(self, work: GraphWork) -> Captured:
-        device, spec, dims = self._device, self._manifest.graphs[work.graph], dict(work.dims)
-        engine = self._engines.get(work.graph)
-        profiles = [] if engine is None else list(engine.profiles)
-        if engine is None or dims not in profiles:
-            raise EngineIncompatibleError(
-                f"graph {work.graph}: neither kernels nor an engine for {dims}, there are "
-                f"{listed(profiles) or 'none'}; build engines for batch {work.batch}, and with "
-                "--guidance any for passes that are not guided as by default"
-            )
-        profile, sizes = profiles.index(dims), with_totals(dims)
-        places = {
-            tensor.name: (device.allocate(nbytes(tensor, sizes)), nbytes(tensor, sizes))
-            for tensor in (*spec.inputs, *spec.outputs)
-        }
-        activations = device.allocate(engine.activation_nbytes[profile] or 1)
-        shapes = {tensor.name: resolve(tensor, sizes) for tensor in spec.inputs}
-        addresses = {name: address for name, (address, _) in places.items()}
-        device.capture(
-            lambda: engine.execute(profile, shapes, addresses, activations, device.stream)
-        )
+        device, spec = self._device, self._manifest.graphs[work.graph]
+        pool, sizes = BufferPool(device), with_totals(dict(work.dims))
+        runner = self._runner(work.batch).in_pool(pool)
+        feeds = {t.name: DeviceValue.empty(t.dtype, resolve(t, sizes), pool) for t in spec.inputs}
+        results: dict[str, DeviceValue] = {}
+
+        def run() -> None:
+            results.clear()
+            results.update(runner.run(work.graph, feeds))
+
+        capture(device, pool, run)
         return Captured(
-            {tensor.name: places[tensor.name] for tensor in spec.inputs},
-            {tensor.name: places[tensor.name] for tensor in spec.outputs},
+            {name: _at(value) for name, value in feeds.items()},
+            {name: _at(value) for name, value in results.items()},
         )
 
     def _runner(self, batch: int) -> TensorRTRunner:

@@ -91,6 +91,7 @@ def make_recordings(
     *,
     library: Library | None = None,
     engines: EngineFolder | None = None,
+    has_steps: bool = True,
     force: bool = False,
 ) -> RecordingFolder:
     """Records what is missing of the work of a bundle's generations.
@@ -101,6 +102,7 @@ def make_recordings(
         settings: of the bundle's family; their work is recorded for every batch.
         library: the plugin library; default: the built one.
         engines: run what the library's kernels do not; None = there are kernels for all.
+        has_steps: of HMAR also record single steps, for generations that do not go at once.
         force: record again what is there and fits.
 
     Raises:
@@ -113,7 +115,13 @@ def make_recordings(
     source = Source(
         bundle=bundle, gpu=gpu, tables=library.tables, digests=library.digests, engines=engines
     )
-    work = work_of(bundle, batches, settings)
+    work = work_of(
+        bundle.manifest,
+        batches,
+        settings,
+        has_steps=has_steps,
+        has_encoder=engines is not None and "encode" in engines.manifest.engines,
+    )
     folder = recordings_folder(bundle, gpu)
     if not force and (found := _fitting(folder, source, work)) is not None:
         return found

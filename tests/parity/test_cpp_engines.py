@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from runtime.backends.recordings import recordings_folder
 from runtime.bundle import Bundle
+from runtime.config import SamplingConfig
+from runtime.draws import ArgmaxDraws
 from runtime.himar_config import HiMARSamplingConfig
 from runtime.himar_pipeline import HiMARPipeline
 from runtime.pipeline import HMARPipeline, Pipeline
@@ -37,6 +41,12 @@ class Recorded:
     tensorrt: Path
     functions: ctypes.CDLL
     engines: HostEngines
+
+    def opened(self, build: CppBuild, **options: Any) -> Any:
+        """A session of the bundle's family; its options are those of `CppSession`."""
+        session = CppSession if self.bundle.manifest.family == "hmar" else CppHimarSession
+        given = {"backend": "gpu", "plugins": self.gpu.plugins, "tensorrt": self.tensorrt}
+        return session(Library(build.library), self.bundle.folder, **{**given, **options})
 
     def check(self) -> None:
         """Raises what went wrong where the runtime does not see it."""
@@ -63,12 +73,14 @@ def recorded(build: CppBuild, folder: Path, *, has_layers: bool) -> Recorded:
 def hmar(
     request: pytest.FixtureRequest,
     build: CppBuild,
+    tiny_bundle: Path,
     tiny_fp16_bundle: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Recorded]:
     """What runs by engines is the name; files of this bundle may be changed."""
     folder = tmp_path_factory.mktemp("engines") / "bundle"
-    make_engine_bundle(folder, tiny_fp16_bundle, has_layers=request.param)
+    bundle = tiny_fp16_bundle if request.param else tiny_bundle
+    make_engine_bundle(folder, bundle, has_layers=request.param)
     made = recorded(build, folder, has_layers=request.param)
     yield made
     made.gpu.close()
@@ -84,13 +96,7 @@ def himar(build: CppBuild, engine_bundles: tuple[Path, Path]) -> Iterator[Record
 @pytest.mark.parametrize("count", [1, 2], ids=["whole", "padded"])
 def test_hmar_by_engines(build: CppBuild, hmar: Recorded, count: int) -> None:
     labels, index = [3, -1][:count], [5, 2**63][:count]
-    with CppSession(
-        Library(build.library),
-        hmar.bundle.folder,
-        backend="gpu",
-        plugins=hmar.gpu.plugins,
-        tensorrt=hmar.tensorrt,
-    ) as session:
+    with hmar.opened(build) as session:
         before = hmar.engines.runs
         ours = [session.generate(labels, seed=7, image_index=index) for _ in range(2)]
         assert hmar.engines.runs >= before + 2
@@ -110,17 +116,49 @@ def test_hmar_by_engines(build: CppBuild, hmar: Recorded, count: int) -> None:
     assert np.abs(ours[0]["pixels"].astype(int) - pixels).max() <= 1
 
 
+def test_hmar_step_by_step(build: CppBuild, hmar: Recorded) -> None:
+    """What no whole generation serves, by recordings of steps."""
+    bundle = hmar.bundle
+    defaults = SamplingConfig.defaults(bundle.manifest)
+    others = dataclasses.replace(defaults, mask_schedule=((1,), (1, 1), (2, 3, 4), ()))
+    with hmar.opened(build) as session, CppSession(Library(build.library), bundle.folder) as ort:
+        before = hmar.engines.runs
+        scales: list[int] = []
+        seen = session.generate([3, -1], seed=2, on_scale=lambda e: scales.append(e.scale_idx) or 0)
+        assert scales == [0, 1, 2, 3] and hmar.engines.runs > before
+        images = seen["pixels"]
+        known = np.concatenate([seen[f"s{k}_tokens"] for k in range(4)], axis=1)
+        keep = np.random.default_rng(0).random(known.shape) < 0.5
+        results = [
+            [
+                s.generate([3, -1], seed=2, on_scale=lambda e: 0),
+                s.generate([1, 2, 3, 4], seed=4, sampling=others),
+                s.generate([5, 6], seed=1, known=(known, keep)),
+                s.generate([7], draws=ArgmaxDraws()),
+            ]
+            for s in (session, ort)
+        ]
+        with pytest.raises(StatusError, match="may guide other passes"):
+            session.generate([1], sampling=dataclasses.replace(defaults, skip_guidance_below=0.0))
+        tokens = [s.encode(images) for s in (session, ort)]
+    hmar.check()
+    if bundle.manifest.precision == "fp16":
+        return  # these kernels round otherwise
+    for ours, theirs in (*zip(*results, strict=True), tokens):
+        for k in range(4):
+            np.testing.assert_array_equal(ours[f"s{k}_tokens"], theirs[f"s{k}_tokens"])
+        if "pixels" in ours:
+            assert np.abs(ours["pixels"].astype(int) - theirs["pixels"]).max() <= 1
+    edited = np.concatenate([results[0][2][f"s{k}_tokens"] for k in range(4)], axis=1)
+    np.testing.assert_array_equal(edited[keep], known[keep])
+    assert (edited != known).any()
+
+
 @pytest.mark.parametrize("count", [1, 2, 4], ids=["whole", "padded", "split"])
 def test_himar_by_engines(build: CppBuild, himar: Recorded, count: int) -> None:
     labels, index = [3, 7, -1, 0][:count], [0, 5, (1 << 40) + 2, 1][:count]
     steps: list[int] = []
-    with CppHimarSession(
-        Library(build.library),
-        himar.bundle.folder,
-        backend="gpu",
-        plugins=himar.gpu.plugins,
-        tensorrt=himar.tensorrt,
-    ) as session:
+    with himar.opened(build) as session:
         assert session.backend.startswith("gpu (")
         ours = session.generate(
             labels, seed=9, image_index=index, on_step=lambda e: steps.append(e.step_idx) or 0
@@ -152,13 +190,7 @@ def test_what_no_recording_of_himar_serves_runs_on_onnxruntime(
         expected = session.generate([4], seed=1, sampling=other)["pixels"]
         images = np.zeros((1, *expected.shape[1:]), np.uint8)
         dense = session.encode(images)
-    with CppHimarSession(
-        library,
-        himar.bundle.folder,
-        backend="auto",
-        plugins=himar.gpu.plugins,
-        tensorrt=himar.tensorrt,
-    ) as session:
+    with himar.opened(build, backend="auto") as session:
         assert session.backend.startswith("gpu")
         np.testing.assert_array_equal(
             session.generate([4], seed=1, sampling=other)["pixels"], expected
@@ -182,13 +214,7 @@ def test_failing_functions(build: CppBuild, hmar: Recorded, function: str, messa
     hmar.functions.fake_tensorrt_fail(function.encode())
 
     def generate() -> np.ndarray:
-        with CppSession(
-            Library(build.library),
-            hmar.bundle.folder,
-            backend="gpu",
-            plugins=hmar.gpu.plugins,
-            tensorrt=hmar.tensorrt,
-        ) as session:
+        with hmar.opened(build) as session:
             try:
                 return session.generate([1])["pixels"]
             except StatusError:
@@ -212,13 +238,7 @@ def test_what_does_not_fit(build: CppBuild, hmar: Recorded, tmp_path: Path) -> N
     def refused(message: str, *, tensorrt: Path | None = hmar.tensorrt) -> None:
         with (
             pytest.raises(StatusError, match=message),
-            CppSession(
-                Library(build.library),
-                hmar.bundle.folder,
-                backend="gpu",
-                plugins=hmar.gpu.plugins,
-                tensorrt=tensorrt,
-            ) as session,
+            hmar.opened(build, tensorrt=tensorrt) as session,
         ):
             session.generate([1])
         hmar.check()
@@ -243,13 +263,7 @@ def test_what_does_not_fit(build: CppBuild, hmar: Recorded, tmp_path: Path) -> N
         hmar.functions.fake_tensorrt_fail(b"loadLibrary")
         refused(r"hold the attention plugin, and TensorRT cannot load .*\(no such library\)")
         hmar.functions.fake_tensorrt_fail(None)
-        with CppSession(
-            Library(build.library),
-            hmar.bundle.folder,
-            backend="gpu",
-            plugins=hmar.gpu.plugins,
-            tensorrt=hmar.tensorrt,
-        ):
+        with hmar.opened(build):
             assert hmar.functions.fake_tensorrt_plugins() == str(hmar.gpu.plugins).encode()
     finally:
         hmar.functions.fake_tensorrt_fail(None)

@@ -19,7 +19,7 @@ Session::Session(std::shared_ptr<const Bundle> bundle, std::shared_ptr<GpuProgra
     : bundle_(std::move(bundle)),
       gpu_(std::move(gpu)),
       generations_(gpu_, max_batch),
-      himar_runner_(std::make_unique<GpuHimarRunner>(bundle_, gpu_)),
+      gpu_runner_(std::make_unique<GpuRunner>(bundle_, gpu_)),
       make_runner_(std::move(make_runner)),
       max_batch_(max_batch) {}
 
@@ -38,23 +38,31 @@ StepRunner& Session::runner(const std::string& why_not_gpu) {
     return *runner_;
 }
 
-void Session::generate(const HmarRequest& request, const HmarOutput& output) {
-    const std::string refusal = gpu_ == nullptr ? "" : generations_.refusal(request);
+std::pair<StepRunner&, size_t> Session::steps_of(const std::string& refusal) {
     if (gpu_ != nullptr && refusal.empty()) {
+        return {*gpu_runner_, std::min(max_batch_, gpu_runner_->max_batch())};
+    }
+    return {runner(refusal), max_batch_};
+}
+
+void Session::generate(const HmarRequest& request, const HmarOutput& output) {
+    if (gpu_ != nullptr && generations_.refusal(request).empty()) {
         generations_.generate(request, output);
         return;
     }
-    StepRunner& runner = this->runner(refusal);
-    for (const Part part : parts(request.labels.size(), max_batch_)) {
+    std::string refusal;
+    if (gpu_ != nullptr) {
+        refusal = gpu_runner_->refusal(request);
+        if (!refusal.empty()) refusal = text(generations_.refusal(request), "; step by step: ", refusal);
+    }
+    const auto [runner, max_batch] = steps_of(refusal);
+    for (const Part part : parts(request.labels.size(), max_batch)) {
         generate_part(runner, request, output, part);
     }
 }
 
 void Session::generate(const HimarRequest& request, const HimarOutput& output) {
-    const std::string refusal = gpu_ == nullptr ? "" : himar_runner_->refusal(request);
-    const bool is_recorded = gpu_ != nullptr && refusal.empty();
-    StepRunner& runner = is_recorded ? *himar_runner_ : this->runner(refusal);
-    const size_t max_batch = is_recorded ? std::min(max_batch_, himar_runner_->max_batch()) : max_batch_;
+    const auto [runner, max_batch] = steps_of(gpu_ == nullptr ? "" : gpu_runner_->refusal(request));
     for (const Part part : parts(request.num_images, max_batch)) generate_part(runner, request, output, part);
 }
 
@@ -114,10 +122,11 @@ void Session::encode(const uint8_t* pixels, size_t num_images, float* dense) {
 
 template <typename T>
 void Session::encode_to(T* tokens, const uint8_t* pixels, size_t num_images, const Shape& of_image) {
-    StepRunner& runner = this->runner("recordings do not encode");
+    const bool is_recorded = gpu_ != nullptr && gpu_runner_->can_encode();
+    const auto [runner, max_batch] = steps_of(is_recorded ? "" : "no recording encodes");
     const GraphSpec& graph = manifest().graph("encode");
     const auto side = size_t(manifest().image_side_px()), area = side * side;
-    for (const Part part : parts(num_images, max_batch_)) {
+    for (const Part part : parts(num_images, max_batch)) {
         const Tensor image = make_tensor<float>({int64_t(part.count), 3, int64_t(side), int64_t(side)});
         auto* image_B3HW = static_cast<float*>(image.data.get());
         for (size_t b = 0; b < part.count; ++b) {

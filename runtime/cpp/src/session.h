@@ -4,10 +4,11 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "gpu_generations.h"
-#include "gpu_himar_runner.h"
+#include "gpu_runner.h"
 
 namespace hmar::core {
 
@@ -52,6 +53,9 @@ class Session {
   private:
     void generate_part(StepRunner& runner, const HmarRequest& request, const HmarOutput& output, Part part);
     void generate_part(StepRunner& runner, const HimarRequest& request, const HimarOutput& output, Part part);
+    // What runs a request step by step, and how many images at once; `refusal` says why a GPU does not, "" =
+    // it does.
+    std::pair<StepRunner&, size_t> steps_of(const std::string& refusal);
     StepRunner& runner(const std::string& why_not_gpu);
     // `of_image` is the shape of an image's tokens.
     template <typename T>
@@ -62,7 +66,7 @@ class Session {
     const std::shared_ptr<const Bundle> bundle_;
     const std::shared_ptr<GpuPrograms> gpu_;  // may be null, and then what runs them is not used
     GpuGenerations generations_;
-    std::unique_ptr<GpuHimarRunner> himar_runner_;
+    std::unique_ptr<GpuRunner> gpu_runner_;
     const MakeRunner make_runner_;
     std::mutex making_;
     std::unique_ptr<StepRunner> runner_;  // made under making_ if not there from the start; never replaced

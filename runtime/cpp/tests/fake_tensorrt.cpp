@@ -213,9 +213,11 @@ class Runtime : public trt::IRuntime, Counted {
   public:
     explicit Runtime(trt::ILogger& logger);
     trt::ILogger& logger;
-    Object<Runtime> registry;
+    trt::IPluginRegistry* registry() const { return registry_; }
 
   private:
+    Object<Runtime> registry_object_;
+    trt::IPluginRegistry* const registry_;
     Object<Runtime> object_;
 };
 
@@ -228,9 +230,7 @@ void* load_plugins(Object<Runtime>* self, const char* path) {
     return self;
 }
 
-trt::IPluginRegistry& plugin_registry(Object<Runtime>* self) {
-    return *static_cast<trt::IPluginRegistry*>(static_cast<void*>(&self->owner->registry));
-}
+trt::IPluginRegistry& plugin_registry(Object<Runtime>* self) { return *self->owner->registry(); }
 
 trt::ICudaEngine* deserialize(Object<Runtime>* self, const void* plan, size_t size) {
     check_not_capturing("deserializeCudaEngine");
@@ -262,7 +262,8 @@ const Table<trt::apiv::VRuntime>& runtime_table() {
 
 Runtime::Runtime(trt::ILogger& logger)
     : logger(logger),
-      registry{registry_table().functions(), this},
+      registry_object_{registry_table().functions(), this},
+      registry_(reinterpret_cast<trt::IPluginRegistry*>(&registry_object_)),
       object_{runtime_table().functions(), this} {
     mImpl = reinterpret_cast<trt::apiv::VRuntime*>(&object_);
 }

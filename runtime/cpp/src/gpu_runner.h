@@ -1,27 +1,33 @@
-// Hi-MAR's passes, samplings and decoders on a GPU, each by one recording.
+// Single graphs on a GPU, and the samplings of Hi-MAR's steps, each by one recording.
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "gpu_programs.h"
 #include "himar_trajectory.h"
+#include "hmar_trajectory.h"
 #include "step_runner.h"
 
 namespace hmar::core {
 
-// Values between passes are on the host.
-class GpuHimarRunner : public StepRunner {
+// Values between graphs are on the host.
+class GpuRunner : public StepRunner {
   public:
-    GpuHimarRunner(const std::shared_ptr<const Bundle>& bundle, std::shared_ptr<GpuPrograms> programs)
+    GpuRunner(const std::shared_ptr<const Bundle>& bundle, std::shared_ptr<GpuPrograms> programs)
         : StepRunner(bundle), programs_(std::move(programs)) {}
 
     const std::string& name() const override { return programs_->name(); }
 
-    // The most images that recordings of a request are for at once.
+    // The most images that recordings are for at once.
     size_t max_batch() const;
 
-    // Why a request cannot be served; "" where it can.
+    // Why the steps of a request cannot be run; "" where they can.
+    std::string refusal(const HmarRequest& request) const;
     std::string refusal(const HimarRequest& request) const;
+
+    // Whether there is a recording of the graph that encodes.
+    bool can_encode() const;
 
     Values run(const GraphSpec& graph, const Values& feeds) override;
     std::optional<std::vector<float>> denoise(const Denoising& step, const Tensor& head_cond) override;
@@ -33,6 +39,9 @@ class GpuHimarRunner : public StepRunner {
     // The recording of the smallest batch that `fits`, a function of a plan of this type; null = none.
     template <typename Plan, typename Fits>
     const RecordingEntry* find(Fits fits) const;
+
+    // Whether a graph is recorded with so many rows an image.
+    bool has(const GraphSpec& graph, int rows_per_image) const;
 
     const std::shared_ptr<GpuPrograms> programs_;
 };

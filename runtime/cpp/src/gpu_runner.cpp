@@ -1,4 +1,4 @@
-#include "gpu_himar_runner.h"
+#include "gpu_runner.h"
 
 #include <algorithm>
 #include <cstring>
@@ -9,9 +9,9 @@
 namespace hmar::core {
 namespace {
 
-constexpr const char* kNotRecorded =
-    "no recording has these settings (num_iter, diffusion steps, guidance); the bundle's own are recorded by "
-    "scripts/build_engines.py";
+constexpr const char* kNotRecorded = "no recording has these settings";
+constexpr const char* kHimarDefaults =
+    " (num_iter, diffusion steps, guidance); the bundle's own are recorded by scripts/build_engines.py";
 
 // The rows of a graph's inputs.
 int64_t rows_of(const GraphPlan& plan) { return plan.inputs.begin()->second.at(0); }
@@ -64,7 +64,7 @@ int64_t second_dim(const std::map<std::string, Dims>& shapes, const char* name) 
 }  // namespace
 
 template <typename Plan, typename Fits>
-const RecordingEntry* GpuHimarRunner::find(Fits fits) const {
+const RecordingEntry* GpuRunner::find(Fits fits) const {
     const RecordingEntry* best = nullptr;
     for (const RecordingEntry& entry : programs_->recordings()) {
         const auto* plan = std::get_if<Plan>(&entry.plan);
@@ -74,7 +74,7 @@ const RecordingEntry* GpuHimarRunner::find(Fits fits) const {
     return best;
 }
 
-size_t GpuHimarRunner::max_batch() const {
+size_t GpuRunner::max_batch() const {
     int32_t largest = 1;
     for (const RecordingEntry& entry : programs_->recordings()) {
         largest = std::max(largest, batch_of(entry.plan));
@@ -82,7 +82,7 @@ size_t GpuHimarRunner::max_batch() const {
     return size_t(largest);
 }
 
-std::string GpuHimarRunner::refusal(const HimarRequest& request) const {
+std::string GpuRunner::refusal(const HimarRequest& request) const {
     if (dynamic_cast<const SeededHimarDraws*>(request.draws.get()) == nullptr) {
         return "samplings at once draw by a seed, not by the caller's orders and noise";
     }
@@ -115,15 +115,47 @@ std::string GpuHimarRunner::refusal(const HimarRequest& request) const {
     for (const HimarStep& step : plan(N, settings.num_iter, settings.cfg, settings.grows)) {
         is_there = is_there && has_pass("dense", s++, N - step.unknown, 0);
     }
-    return is_there ? "" : kNotRecorded;
+    return is_there ? "" : text(kNotRecorded, kHimarDefaults);
 }
 
-Values GpuHimarRunner::run(const GraphSpec& graph, const Values& feeds) {
-    if (has_shared_graphs(graph)) return run_by_shared_graphs(*this, graph, feeds);
+bool GpuRunner::can_encode() const { return has(manifest().graph("encode"), 1); }
+
+bool GpuRunner::has(const GraphSpec& graph, int rows_per_image) const {
+    return find<GraphPlan>([&](const GraphPlan& plan) {
+               return plan.graph == graph.name && rows_of(plan) >= int64_t(rows_per_image) * plan.batch;
+           }) != nullptr;
+}
+
+std::string GpuRunner::refusal(const HmarRequest& request) const {
+    const Settings& settings = request.settings;
+    const ModelSpec& model = manifest().hmar();
+    if (settings.sees_prefix) return "there are no recordings with HMAR_CONTEXT_PREFIX";
+    const auto rows = [&](double t) { return t >= settings.skip_guidance_below ? 2 : 1; };
+    bool is_there = has(manifest().graph("cond"), 2) && has(manifest().graph("decode"), 1);
+    for (int k = 0; k < model.num_scales(); ++k) {
+        const double t = guidance(settings.cfg, k, model.num_scales());
+        is_there =
+            is_there && has(manifest().graph("ns", k), rows(t)) && has(manifest().graph("quant", k), 1);
+        if (settings.schedule.empty() ||
+            masked_counts(settings.schedule[size_t(k)], model.length(k)).empty()) {
+            continue;
+        }
+        is_there = is_there && has(manifest().graph("mask_input", k), 1) &&
+                   has(manifest().graph("mask", k), rows(masked_guidance(settings.cfg)));
+    }
+    return is_there ? ""
+                    : text(kNotRecorded,
+                           " (other cfg or skip_guidance_below may guide other passes), or "
+                           "steps were not recorded");
+}
+
+Values GpuRunner::run(const GraphSpec& graph, const Values& feeds) {
+    const bool is_himar = manifest().family == "himar";  // of HMAR each scale is recorded
+    if (is_himar && has_shared_graphs(graph)) return run_by_shared_graphs(*this, graph, feeds);
     return StepRunner::run(graph, feeds);
 }
 
-std::vector<Tensor> GpuHimarRunner::run_in_order(const GraphSpec& graph, const std::vector<Tensor>& inputs) {
+std::vector<Tensor> GpuRunner::run_in_order(const GraphSpec& graph, const std::vector<Tensor>& inputs) {
     const RecordingEntry* entry = find<GraphPlan>(
         [&](const GraphPlan& plan) { return plan.graph == graph.name && fits_inputs(plan, graph, inputs); });
     if (entry == nullptr) throw Error(HMAR_UNSUPPORTED, text("graph ", graph.name, ": ", kNotRecorded));
@@ -146,7 +178,7 @@ std::vector<Tensor> GpuHimarRunner::run_in_order(const GraphSpec& graph, const s
     return results;
 }
 
-std::optional<std::vector<float>> GpuHimarRunner::denoise(const Denoising& step, const Tensor& head_cond) {
+std::optional<std::vector<float>> GpuRunner::denoise(const Denoising& step, const Tensor& head_cond) {
     const std::string& graph = manifest().graph(denoiser(step.phase, step.is_guided)).name;
     const size_t count = step.positions.size(), length = step.positions[0].size();
     const RecordingEntry* entry = find<SamplingPlan>([&](const SamplingPlan& plan) {
