@@ -115,8 +115,9 @@ HMAR_API hmar_status hmar_bundle_close(hmar_bundle* bundle, hmar_error** error);
  *
  * On a GPU that the bundle has recordings for, work goes as CUDA graphs, on the first CUDA device: a whole
  * generation of HMAR is one, a step of Hi-MAR two. They need no ONNX Runtime, and TensorRT only where they
- * run its engines. No recording serves other draws than a seed's, or settings that were not recorded; of HMAR
- * none serves a callback or known tokens; and none encodes.
+ * run its engines. With a callback, known tokens, other draws than a seed's or another mask schedule than was
+ * recorded, a generation of HMAR goes pass by pass. No recording serves settings under which other passes are
+ * guided, or other steps of Hi-MAR; and none encodes where kernels alone were recorded.
  */
 typedef enum hmar_backend {
     HMAR_BACKEND_AUTO = 0, /**< recordings where they run, with ONNX Runtime for what they do not serve; else
