@@ -2,20 +2,19 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 namespace hmar::core {
 namespace {
 
-// whole generations of HMAR, as in runtime/backends/generation.py; steps of Hi-MAR for several batches, as in
+// whole generations, as in runtime/backends/generation.py; steps for several batches, as in
 // runtime/backends/captured_runs.py
 constexpr size_t kMaxGenerations = 8, kMaxStepGraphs = 256;
 constexpr size_t kAlignment = 256;
 
 size_t align(size_t nbytes) { return (nbytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-size_t max_graphs(const Manifest& manifest) {
-    return manifest.family == "hmar" ? kMaxGenerations : kMaxStepGraphs;
-}
+bool is_generation(const RecordingEntry& entry) { return std::holds_alternative<GenerationPlan>(entry.plan); }
 
 }  // namespace
 
@@ -201,10 +200,20 @@ GpuPrograms::Captured& GpuPrograms::find(const RecordingEntry& entry) {
     if (found != captured_.end()) {
         captured_.splice(captured_.begin(), captured_, found);
     } else {
-        while (captured_.size() >= max_graphs(bundle().manifest())) captured_.pop_back();
+        make_room(entry);
         captured_.push_front(load(entry));
     }
     return *captured_.front();
+}
+
+// Of whole generations and of steps, the least recently used goes when there are too many.
+void GpuPrograms::make_room(const RecordingEntry& entry) {
+    const auto is_alike = [&](const auto& captured) {
+        return is_generation(captured->entry) == is_generation(entry);
+    };
+    const size_t most = is_generation(entry) ? kMaxGenerations : kMaxStepGraphs;
+    if (size_t(std::count_if(captured_.begin(), captured_.end(), is_alike)) < most) return;
+    captured_.erase(std::prev(std::find_if(captured_.rbegin(), captured_.rend(), is_alike).base()));
 }
 
 std::unique_ptr<GpuPrograms::Captured> GpuPrograms::load(const RecordingEntry& entry) {

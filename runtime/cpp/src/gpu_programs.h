@@ -57,6 +57,7 @@ class GpuPrograms {
     void release();
     void fill(const DeviceMemory& memory, const BufferContents& contents, const MappedFile& data) const;
     Captured& find(const RecordingEntry& entry);
+    void make_room(const RecordingEntry& entry);
     std::unique_ptr<Captured> load(const RecordingEntry& entry);
     void reserve_scratch(const RecordingEntry& entry);
     void reserve_staging(const std::vector<ProgramInput>& inputs, const std::vector<ProgramOutput>& outputs);
