@@ -28,7 +28,7 @@ TINY = Case("tiny")
 EXAMPLES = Path(__file__).resolve().parents[2] / "runtime" / "cpp" / "examples"
 SANITIZERS = {
     "address,undefined": "unit_test;himar_test;api_test;gpu_test;gpu_faults_test;engines_test",
-    "thread": "api_test;gpu_test;engines_test",
+    "thread": "api_test;gpu_test",
 }
 """And the test programs that they look at."""
 
