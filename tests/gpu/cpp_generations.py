@@ -1,9 +1,11 @@
 """The C++ runtime's generations on a GPU beside Python's: the same pixels and tokens, and how long.
 
-    python -m tests.gpu.cpp_generations --bundle DIR --batch 1,64
+    python -m tests.gpu.cpp_generations --bundle DIR --batch 1,64 [--tensorrt FILE]
 
 Needs the built plugin library, `cuda.bindings`, and what CMake builds the C++ runtime with; neither
-TensorRT nor ONNX Runtime. Records the bundle's generations first.
+TensorRT nor ONNX Runtime. Records the bundle's generations first. With a TensorRT library both run
+the bundle's engines in place of kernels (`build_engines.py --kernels off`); building then needs its
+headers, in build/headers/tensorrt.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,11 +30,15 @@ from runtime.backends.device_values import BufferPool
 from runtime.backends.generation import Generations
 from runtime.backends.kernel_engines import kernel_engines
 from runtime.backends.kernel_library import KernelLibrary
+from runtime.backends.recordings import Library as PluginLibrary
 from runtime.backends.recordings import make_recordings
 from runtime.backends.sampling_kernels import CudaSamplingKernels
 from runtime.backends.trt import TensorRTRunner
+from runtime.backends.trt_engine import Engine
+from runtime.backends.trt_folder import find_folder, import_library, load_engines
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig, SamplingConfig
+from runtime.engine_manifest import find_engines_for
 from tests.cpp_runtime import CppSession, Library, Output, Request
 from tests.plugin_build import ROOT
 
@@ -53,14 +59,24 @@ def build_library() -> Path:
 
 
 class PythonGenerations:
-    """Python's own, by the same kernels and one CUDA graph each; without TensorRT."""
+    """Python's own, by the same kernels and one CUDA graph each; or by engines of TensorRT."""
 
-    def __init__(self, bundle: Bundle, batches: Sequence[int]) -> None:
+    def __init__(
+        self, bundle: Bundle, batches: Sequence[int], *, has_engines: bool = False
+    ) -> None:
         self._undo = ExitStack()
         self.device = CudaDevice()
         self._undo.callback(self.device.close)
-        config = BackendConfig(name="trt", decoder="kernels", transformer="kernels")
-        engines = dict(kernel_engines(bundle, config, self.device, batches))
+        use: Literal["engine", "kernels"] = "engine" if has_engines else "kernels"
+        config = BackendConfig(name="trt", decoder=use, transformer=use, max_batch=max(batches))
+        engines: dict[str, Engine]
+        if has_engines:
+            found = find_folder(import_library(bundle, config), bundle, config, self.device.gpu)
+            assert found is not None
+            gpu = self.device.gpu
+            engines = dict(load_engines(*found, bundle, config, gpu, leave_out=()))
+        else:
+            engines = dict(kernel_engines(bundle, config, self.device, batches))
         for engine in engines.values():
             self._undo.callback(engine.close)
         runner = TensorRTRunner(bundle.manifest, engines, self.device, batches)
@@ -209,15 +225,29 @@ def main() -> None:
     p.add_argument("--bundle", type=Path, required=True, metavar="DIR")
     p.add_argument("--batch", default="1,64", metavar="B,B,…")
     p.add_argument("--runs", type=int, default=20, help=f"of each of {ROUNDS} rounds")
+    p.add_argument("--tensorrt", type=Path, metavar="FILE", help="libnvinfer.so or RTX's")
     p.add_argument("--no-memcheck", action="store_true", help="leave out compute-sanitizer")
     args = p.parse_args()
     batches = tuple(int(b) for b in args.batch.split(","))
     say = sys.stdout.write
     library, bundle = build_library(), Bundle.open(args.bundle)
-    python = PythonGenerations(bundle, batches)
-    start = time.perf_counter()
+    python = PythonGenerations(bundle, batches, has_engines=args.tensorrt is not None)
+    start, gpu = time.perf_counter(), python.device.gpu
+    plugins, engines = PluginLibrary.built(gpu), None
+    if args.tensorrt is not None:
+        plugins = PluginLibrary(
+            tables={"sampling": plugins.tables["sampling"]},
+            digests={"sampling": plugins.digests["sampling"]},
+        )
+        engines = find_engines_for(bundle, gpu)
     made = make_recordings(
-        bundle, python.device.gpu, batches, [SamplingConfig.defaults(bundle.manifest)], force=True
+        bundle,
+        gpu,
+        batches,
+        [SamplingConfig.defaults(bundle.manifest)],
+        library=plugins,
+        engines=engines,
+        force=True,
     )
     say(f"recorded {len(made.index.recordings)} generations, {time.perf_counter() - start:.2f} s\n")
     with CppSession(
@@ -225,6 +255,7 @@ def main() -> None:
         args.bundle,
         backend="gpu",
         plugins=open_library("trt").path,
+        tensorrt=args.tensorrt,
         max_batch=max(batches),
     ) as session:
         say(f"{session.backend}\n")
@@ -241,6 +272,8 @@ def main() -> None:
                 f"ratio {ratio:.3f} ({verdict})\n"
             )
     python.close()
+    if args.tensorrt is not None:
+        return
     for batch in batches:
         for check, name in ((1, "weights trusted"), (0, "all hashed")):
             times = in_fresh_process(library, args.bundle, batch, check)
