@@ -260,8 +260,8 @@ def test_what_does_not_fit(build: CppBuild, hmar: Recorded, tmp_path: Path) -> N
             refused(message)
         plugin = json.loads(original) | {"engines": engines | {"needs_plugin": True}}
         index_file.write_text(json.dumps(plugin), encoding="utf-8")
-        hmar.functions.fake_tensorrt_fail(b"loadLibrary")
-        refused(r"hold the attention plugin, and TensorRT cannot load .*\(no such library\)")
+        hmar.functions.fake_tensorrt_fail(b"loadLibrary,deserializeCudaEngine")
+        refused(r"cannot load this plan .*did not take the attention plugin .*\(no such library\)")
         hmar.functions.fake_tensorrt_fail(None)
         with hmar.opened(build):
             assert hmar.functions.fake_tensorrt_plugins() == str(hmar.gpu.plugins).encode()

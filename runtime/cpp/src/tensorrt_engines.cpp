@@ -55,10 +55,17 @@ std::string default_library(const RecordedEngines& engines) {
     return "libnvinfer.so." + engines.version.substr(0, engines.version.find('.'));
 }
 
+// Up to four numbers at the beginning of a version.
+std::vector<int> numbers(const std::string& version) {
+    int n[4] = {};
+    const int count = std::sscanf(version.c_str(), "%d.%d.%d.%d", &n[0], &n[1], &n[2], &n[3]);
+    return {n, n + std::max(count, 0)};
+}
+
 // The library is called through the headers' virtual functions, whose places differ between releases.
 void check_headers(const RecordedEngines& engines) {
-    int major = 0, minor = 0;
-    std::sscanf(engines.version.c_str(), "%d.%d", &major, &minor);
+    const std::vector<int> version = numbers(engines.version);
+    const int major = version.empty() ? 0 : version[0], minor = version.size() < 2 ? 0 : version[1];
     const bool is_rtx = engines.library == "tensorrt_rtx";
 #ifdef TRT_MAJOR_RTX
     const bool fits = is_rtx && major == NV_TENSORRT_MAJOR && minor == NV_TENSORRT_MINOR;
@@ -85,12 +92,14 @@ class Library {
             unavailable(text("TensorRT cannot be loaded (", dlerror(), "); install ", engines.library, " ",
                              engines.version, ", or name its library as the session's tensorrt"));
         }
-        const std::string version =
-            text(number("getInferLibMajorVersion"), ".", number("getInferLibMinorVersion"), ".",
-                 number("getInferLibPatchVersion"), ".", number("getInferLibBuildVersion"));
-        if (version != engines.version) {
-            unavailable(text(path_, " is version ", version, ", the engines are for ", engines.library, " ",
-                             engines.version, "; install that, or build and record them again"));
+        const std::vector<int> version = {
+            number("getInferLibMajorVersion"), number("getInferLibMinorVersion"),
+            number("getInferLibPatchVersion"), number("getInferLibBuildVersion")};
+        const std::vector<int> wanted = numbers(engines.version);
+        if (!std::equal(wanted.begin(), wanted.end(), version.begin())) {
+            unavailable(text(path_, " is version ", version[0], ".", version[1], ".", version[2], ".",
+                             version[3], ", the engines are for ", engines.library, " ", engines.version,
+                             "; install that, or build and record them again"));
         }
     }
 
@@ -128,14 +137,10 @@ class Engines : public TensorRtEngines {
           runtime_(Library(engines, options).make_runtime(logger_)) {
         if (!engines.needs_plugin) return;
         if (runtime_->getPluginRegistry().loadLibrary(options.plugins.c_str()) == nullptr) {
-            unavailable(text("the engines hold the attention plugin, and TensorRT cannot load it from ",
-                             options.plugins, logger_.take()));
+            // it also refuses what this process has registered before, and then there is nothing wrong
+            plugin_refusal_ =
+                text("; TensorRT did not take the attention plugin of ", options.plugins, logger_.take());
         }
-    }
-
-    ~Engines() override {
-        contexts_.clear();
-        engines_.clear();
     }
 
     void run(const RecordedRun& run, const Address& address) override {
@@ -195,7 +200,8 @@ class Engines : public TensorRtEngines {
         std::unique_ptr<trt::ICudaEngine> engine(runtime_->deserializeCudaEngine(file.data(), file.nbytes()));
         if (engine == nullptr) {
             fail(text("engine ", plan.file, ": ", of_.library, " ", of_.version, " cannot load this plan of ",
-                      file.nbytes() >> 20, " MiB (", device_.memory(), ")", logger_.take(), kRebuild));
+                      file.nbytes() >> 20, " MiB (", device_.memory(), ")", logger_.take(), plugin_refusal_,
+                      kRebuild));
         }
         return *engines_.emplace(index, std::move(engine)).first->second;
     }
@@ -262,7 +268,8 @@ class Engines : public TensorRtEngines {
     const std::string folder_;
     const bool checks_plans_;
     const CudaDevice& device_;
-    Logger logger_;  // the runtime refers to it
+    Logger logger_;               // the runtime refers to it
+    std::string plugin_refusal_;  // "" = the plugin was loaded, or is not needed
     std::unique_ptr<trt::IRuntime> runtime_;
 #ifdef TRT_MAJOR_RTX
     std::map<int, std::unique_ptr<trt::IRuntimeCache>> kernels_;  // by plan

@@ -26,7 +26,7 @@ struct FakeRun {
 typedef void (*FakeOnRun)(const FakeRun* run);
 void fake_tensorrt_on_run(FakeOnRun callback);
 
-// Makes all calls of a function fail from now on, such as "enqueueV3"; null = none.
+// Makes all calls of some functions fail from now on, such as "loadLibrary,enqueueV3"; null = none.
 void fake_tensorrt_fail(const char* function);
 
 // Runtimes, engines and contexts that have not been freed.
