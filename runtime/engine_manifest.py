@@ -244,7 +244,7 @@ def find_engines(
 
 
 def find_engines_for(bundle: Bundle, gpu: str) -> EngineFolder:
-    """Engines of a bundle for a GPU, of the scale-generic layout, by whatever TensorRT.
+    """Engines of a bundle for a GPU, of the scale-generic layout: the first, of any TensorRT.
 
     Raises:
         EngineIncompatibleError: there are none; the message says what was found and why not.

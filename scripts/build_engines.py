@@ -202,7 +202,8 @@ def record(
     """Records generations for every GPU, and says so.
 
     Raises:
-        BackendUnavailableError: there are neither kernels nor engines for one of them.
+        BackendUnavailableError: the plugin library is not built, or has nothing for one of them.
+        EngineIncompatibleError: kernels do not run all, and there are no engines that fit.
     """
     settings = parse_settings(bundle, parse_list(schedules, "--record-schedules"))
     for gpu in gpus:

@@ -77,15 +77,19 @@ class NotedZero:
     nbytes: int
 
 
+NotedTensor = tuple[str, int, int, tuple[int, ...]]
+"""Name, address, bytes, shape."""
+
+
 @dataclass(frozen=True, slots=True)
 class NotedRun:
-    """A run of an engine; tensors are (name, address, bytes, shape)."""
+    """A run of an engine; scratch memory is (address, bytes), None = its own."""
 
     plan: int
     profile: int
     scratch: tuple[int, int] | None
-    inputs: tuple[tuple[str, int, int, tuple[int, ...]], ...]
-    outputs: tuple[tuple[str, int, int, tuple[int, ...]], ...]
+    inputs: tuple[NotedTensor, ...]
+    outputs: tuple[NotedTensor, ...]
 
 
 Noted = NotedLaunch | NotedCopy | NotedZero | NotedRun
@@ -234,9 +238,7 @@ class RecordingEngine:
     ) -> None:
         sizes = with_totals(self.profiles[profile])
 
-        def tensors(
-            specs: Sequence[TensorSpec],
-        ) -> tuple[tuple[str, int, int, tuple[int, ...]], ...]:
+        def tensors(specs: Sequence[TensorSpec]) -> tuple[NotedTensor, ...]:
             return tuple(
                 (s.name, addresses[s.name], nbytes(s, sizes), resolve(s, sizes)) for s in specs
             )

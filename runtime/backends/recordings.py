@@ -69,8 +69,10 @@ class Library:
                 if part == "sampling":  # engines cannot do this
                     raise
                 logger.info("%s", error)
-        digests = {part: hashlib.sha256(_table_text(path, part)).hexdigest() for part in tables}
-        return cls(tables=tables, digests={str(part): digest for part, digest in digests.items()})
+        digests: dict[str, str] = {
+            part: hashlib.sha256(_table_text(path, part)).hexdigest() for part in tables
+        }
+        return cls(tables=tables, digests=digests)
 
 
 def _table_text(path: Path, part: Part) -> bytes:
@@ -160,6 +162,7 @@ def _fitting(folder: Path, source: Source, work: Sequence[Work]) -> RecordingFol
     manifest = source.bundle.manifest
     is_same = (
         not found.mismatches(source.bundle, source.digests)
+        and found.index.tables == source.digests  # also of parts that had no kernels then
         and found.index.runtime_version == package_version()
         and found.index.engines == (source.engines and engines_of(source.engines))
         and [e.plan for e in found.index.recordings] == [recorded_plan(w, manifest) for w in work]

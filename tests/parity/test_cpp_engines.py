@@ -258,6 +258,12 @@ def test_what_does_not_fit(build: CppBuild, hmar: Recorded, tmp_path: Path) -> N
             changed = json.loads(original) | {"engines": engines | change}
             index_file.write_text(json.dumps(changed), encoding="utf-8")
             refused(message)
+        rows = json.loads(original)
+        plans = [entry["plan"] for entry in rows["recordings"]]
+        decode = next(plan for plan in plans if plan.get("graph") == "decode")
+        decode["outputs"]["image"][0] += 1
+        index_file.write_text(json.dumps(rows), encoding="utf-8")
+        refused("image has other rows")
         plugin = json.loads(original) | {"engines": engines | {"needs_plugin": True}}
         index_file.write_text(json.dumps(plugin), encoding="utf-8")
         hmar.functions.fake_tensorrt_fail(b"loadLibrary,deserializeCudaEngine")

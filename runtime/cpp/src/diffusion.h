@@ -18,6 +18,7 @@ class DiffusionSchedule {
 
     size_t num_steps() const { return timesteps_.size(); }
     int32_t timestep(size_t i) const { return timesteps_[i]; }
+    const std::vector<int32_t>& timesteps() const { return timesteps_; }
 
     // A token's value, noised to step i.
     float noised(size_t i, float x0, float noise) const;

@@ -184,8 +184,11 @@ void GpuPrograms::run(const RecordingEntry& entry, const std::vector<ProgramInpu
     reserve_staging(inputs, outputs);
     try {
         Captured& captured = find(entry);
+        if (captured.graph == nullptr) {
+            write(captured, inputs);
+            capture(captured);
+        }
         write(captured, inputs);
-        if (captured.graph == nullptr) capture(captured);
         device_.check(device_.api().cuGraphLaunch(captured.graph, device_.stream()), "launch");
         read(captured, inputs, outputs);
     } catch (...) {
@@ -249,8 +252,8 @@ void GpuPrograms::reserve_staging(const std::vector<ProgramInput>& inputs,
     staging_ = std::make_unique<PinnedMemory>(device_, nbytes);
 }
 
-// Puts all operations onto the stream.
-void GpuPrograms::enqueue(Captured& captured) {
+// Puts all operations onto the stream; `kernels` are those of the recording.
+void GpuPrograms::enqueue(const Captured& captured, const std::vector<const Kernel*>& kernels) {
     const Recording& recording = captured.recording;
     const auto address = [&](const BufferPointer& p) { return captured.address(p.buffer, p.offset); };
     const auto place = [&](const BufferPlace& p) { return captured.address(p); };
@@ -263,8 +266,8 @@ void GpuPrograms::enqueue(Captured& captured) {
             engines_->run(*run, place);
         } else {
             const auto& launched = std::get<RecordedLaunch>(operation);
-            const auto& [part, name] = recording.kernels[size_t(launched.kernel)];
-            const Kernel& kernel = kernels_->kernel(part, name);
+            const Kernel& kernel = *kernels[size_t(launched.kernel)];
+            const std::string& name = recording.kernels[size_t(launched.kernel)].second;
             launch_kernel(device_, kernel, name, launched.grid,
                           LaunchArguments(launched, kernel, name, address).data());
         }
@@ -274,15 +277,16 @@ void GpuPrograms::enqueue(Captured& captured) {
 // Makes the graph of a recording whose inputs are written.
 void GpuPrograms::capture(Captured& captured) {
     const Recording& recording = captured.recording;
-    for (const auto& [part, name] : recording.kernels) kernels_->kernel(part, name);
+    std::vector<const Kernel*> kernels;
+    for (const auto& [part, name] : recording.kernels) kernels.push_back(&kernels_->kernel(part, name));
     // engines make contexts and compile kernels when they first run, which a capture cannot
-    if (recording.runs_engines()) enqueue(captured);
+    if (recording.runs_engines()) enqueue(captured, kernels);
     device_.wait();
     const CudaApi& api = device_.api();
     CuGraph graph = nullptr;
     device_.check(api.cuStreamBeginCapture_v2(device_.stream(), kCuCaptureThreadLocal), "capture");
     try {
-        enqueue(captured);
+        enqueue(captured, kernels);
     } catch (...) {
         // ends the capture; what was captured is of no use
         if (api.cuStreamEndCapture(device_.stream(), &graph) == kCuSuccess) api.cuGraphDestroy(graph);

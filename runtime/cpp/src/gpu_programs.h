@@ -61,7 +61,7 @@ class GpuPrograms {
     std::unique_ptr<Captured> load(const RecordingEntry& entry);
     void reserve_scratch(const RecordingEntry& entry);
     void reserve_staging(const std::vector<ProgramInput>& inputs, const std::vector<ProgramOutput>& outputs);
-    void enqueue(Captured& captured);
+    void enqueue(const Captured& captured, const std::vector<const Kernel*>& kernels);
     void capture(Captured& captured);
     void write(const Captured& captured, const std::vector<ProgramInput>& inputs);
     void read(const Captured& captured, const std::vector<ProgramInput>& inputs,

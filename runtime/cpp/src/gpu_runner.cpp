@@ -1,7 +1,6 @@
 #include "gpu_runner.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "normals.h"
 #include "shared_graphs.h"
@@ -49,13 +48,6 @@ std::string denoiser(Phase phase, bool is_guided) {
     return text(phase == Phase::pivot ? "denoise_pivot" : "denoise_dense", is_guided ? "" : "_unguided");
 }
 
-bool has_timesteps(const SamplingPlan& plan, const DiffusionSchedule& schedule) {
-    bool same = plan.timesteps.size() == schedule.num_steps();
-    for (size_t i = 0; i < plan.timesteps.size() && same; ++i)
-        same = plan.timesteps[i] == schedule.timestep(i);
-    return same;
-}
-
 int64_t second_dim(const std::map<std::string, Dims>& shapes, const char* name) {
     const auto found = shapes.find(name);
     return found == shapes.end() || found->second.size() < 2 ? 0 : found->second[1];
@@ -96,13 +88,15 @@ std::string GpuRunner::refusal(const HimarRequest& request) const {
                           (predicted == 0 || size_t(second_dim(plan.inputs, "predicted")) == predicted);
                }) != nullptr;
     };
-    const auto has_sampling = [&](Phase phase, double cfg, size_t length, const DiffusionSchedule& schedule) {
+    const auto has_sampling = [&](Phase phase, double cfg, size_t length,
+                                  const std::vector<int32_t>& timesteps) {
         const std::string& graph = manifest().graph(denoiser(phase, cfg != 1)).name;
         return find<SamplingPlan>([&](const SamplingPlan& plan) {
-                   return plan.graph == graph && plan.length == length && has_timesteps(plan, schedule);
+                   return plan.graph == graph && plan.length == length && plan.timesteps == timesteps;
                }) != nullptr;
     };
-    const DiffusionSchedule pivot(settings.pivot_diffusion_steps), dense(settings.dense_diffusion_steps);
+    const auto pivot = respaced_timesteps(settings.pivot_diffusion_steps),
+               dense = respaced_timesteps(settings.dense_diffusion_steps);
     const size_t P = model.num_pivots(), N = model.num_dense();
     bool is_there = has_sampling(Phase::dense, settings.cfg, N, dense);
     size_t s = 0;
@@ -183,7 +177,7 @@ std::optional<std::vector<float>> GpuRunner::denoise(const Denoising& step, cons
     const size_t count = step.positions.size(), length = step.positions[0].size();
     const RecordingEntry* entry = find<SamplingPlan>([&](const SamplingPlan& plan) {
         return plan.graph == graph && plan.length == length && plan.has_held == (step.is_held != nullptr) &&
-               size_t(plan.batch) >= count && has_timesteps(plan, step.schedule);
+               size_t(plan.batch) >= count && plan.timesteps == step.schedule.timesteps();
     });
     if (entry == nullptr) throw Error(HMAR_UNSUPPORTED, text("graph ", graph, ": ", kNotRecorded));
     const auto batch = size_t(batch_of(entry->plan)), channels = size_t(manifest().himar().token_channels);

@@ -83,8 +83,19 @@ std::map<std::string, Dims> read_shapes(Record& record, const char* name,
 
 GraphPlan read_graph_plan(Record& record, const Manifest& manifest) {
     const GraphSpec& graph = read_graph(record, manifest);
-    return {read_batch(record), graph.name, read_shapes(record, "inputs", graph.inputs),
-            read_shapes(record, "outputs", graph.outputs)};
+    GraphPlan plan{read_batch(record), graph.name, read_shapes(record, "inputs", graph.inputs),
+                   read_shapes(record, "outputs", graph.outputs)};
+    // what runs it gives and takes the first rows
+    if (plan.inputs.empty()) record.fail("a graph without inputs");
+    const Dims& first = plan.inputs.begin()->second;
+    for (const auto* shapes : {&plan.inputs, &plan.outputs}) {
+        for (const auto& [name, shape] : *shapes) {
+            if (shape.empty() || first.empty() || shape[0] != first[0]) {
+                record.fail(text(name, " has other rows (", listed(shape), ") than ", listed(first)));
+            }
+        }
+    }
+    return plan;
 }
 
 SamplingPlan read_sampling(Record& record, const Manifest& manifest) {
@@ -136,10 +147,10 @@ PlanMemory memory_of_plan(const SamplingPlan& plan, const Manifest& manifest) {
     const GraphSpec& graph = *find_graph(manifest, plan.graph);
     const auto B = uint64_t(plan.batch), tokens = B * plan.length;
     const uint64_t values = tokens * uint64_t(manifest.himar().token_channels) * sizeof(float);
-    const uint64_t cond =
-        nbytes_of(find_tensor(graph.inputs, "head_cond")->dtype, head_cond_shape(plan, manifest));
+    const TensorSpec& cond = *find_tensor(graph.inputs, "head_cond");
+    const uint64_t halves = find_tensor(graph.inputs, "scale") != nullptr ? 2 : 1;
     PlanMemory memory;
-    memory.inputs = {{"head_cond", (is_guided(plan, manifest) ? 2 : 1) * B * cond},
+    memory.inputs = {{"head_cond", halves * tokens * nbytes_of(cond.dtype, {cond.shape[2]})},
                      {"scale", sizeof(float)},
                      {"held_tokens", values},
                      {"held", tokens},
@@ -191,15 +202,6 @@ RecordedPlan read_plan(const Json& data, const std::string& where, const Manifes
 
 PlanMemory memory_of(const RecordedPlan& plan, const Manifest& manifest) {
     return std::visit([&](const auto& of) { return memory_of_plan(of, manifest); }, plan);
-}
-
-Dims head_cond_shape(const SamplingPlan& plan, const Manifest& manifest) {
-    const TensorSpec* cond = find_tensor(find_graph(manifest, plan.graph)->inputs, "head_cond");
-    return {int64_t(plan.length), cond->shape[2]};
-}
-
-bool is_guided(const SamplingPlan& plan, const Manifest& manifest) {
-    return find_tensor(find_graph(manifest, plan.graph)->inputs, "scale") != nullptr;
 }
 
 const GraphSpec* find_graph(const Manifest& manifest, const std::string& name) {

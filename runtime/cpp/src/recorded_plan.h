@@ -25,7 +25,7 @@ struct GenerationPlan {
     bool operator==(const GenerationPlan& other) const;
 };
 
-// A run of a graph of the bundle, on so many rows of inputs.
+// A run of a graph of the bundle; all its tensors begin with the same number of rows.
 struct GraphPlan {
     int32_t batch;
     std::string graph;
@@ -59,12 +59,6 @@ struct PlanMemory {
 
 // Of a plan that `read_plan` returned for the same manifest.
 PlanMemory memory_of(const RecordedPlan& plan, const Manifest& manifest);
-
-// A sampling's condition per image of a half: tokens times their width.
-Dims head_cond_shape(const SamplingPlan& plan, const Manifest& manifest);
-
-// Whether the denoiser of a sampling guides, so that its conditions come in two halves.
-bool is_guided(const SamplingPlan& plan, const Manifest& manifest);
 
 // The graph of this name; null where there is none.
 const GraphSpec* find_graph(const Manifest& manifest, const std::string& name);

@@ -9,7 +9,6 @@ namespace hmar::core {
 Session::Session(std::shared_ptr<const Bundle> bundle, std::unique_ptr<StepRunner> runner, size_t max_batch,
                  std::string why_not_gpu)
     : bundle_(std::move(bundle)),
-      generations_(nullptr, max_batch),
       runner_(std::move(runner)),
       max_batch_(max_batch),
       why_not_gpu_(std::move(why_not_gpu)) {}
@@ -18,7 +17,7 @@ Session::Session(std::shared_ptr<const Bundle> bundle, std::shared_ptr<GpuProgra
                  MakeRunner make_runner, size_t max_batch)
     : bundle_(std::move(bundle)),
       gpu_(std::move(gpu)),
-      generations_(gpu_, max_batch),
+      generations_(std::make_unique<GpuGenerations>(gpu_, max_batch)),
       gpu_runner_(std::make_unique<GpuRunner>(bundle_, gpu_)),
       make_runner_(std::move(make_runner)),
       max_batch_(max_batch) {}
@@ -46,14 +45,14 @@ std::pair<StepRunner&, size_t> Session::steps_of(const std::string& refusal) {
 }
 
 void Session::generate(const HmarRequest& request, const HmarOutput& output) {
-    if (gpu_ != nullptr && generations_.refusal(request).empty()) {
-        generations_.generate(request, output);
+    if (gpu_ != nullptr && generations_->refusal(request).empty()) {
+        generations_->generate(request, output);
         return;
     }
     std::string refusal;
     if (gpu_ != nullptr) {
         refusal = gpu_runner_->refusal(request);
-        if (!refusal.empty()) refusal = text(generations_.refusal(request), "; step by step: ", refusal);
+        if (!refusal.empty()) refusal = text(generations_->refusal(request), "; step by step: ", refusal);
     }
     const auto [runner, max_batch] = steps_of(refusal);
     for (const Part part : parts(request.labels.size(), max_batch)) {

@@ -64,9 +64,9 @@ class Session {
     static std::vector<Part> parts(size_t num_images, size_t max_batch);
 
     const std::shared_ptr<const Bundle> bundle_;
-    const std::shared_ptr<GpuPrograms> gpu_;  // may be null, and then what runs them is not used
-    GpuGenerations generations_;
-    std::unique_ptr<GpuRunner> gpu_runner_;
+    const std::shared_ptr<GpuPrograms> gpu_;  // may be null, and then both that run them are
+    const std::unique_ptr<GpuGenerations> generations_;
+    const std::unique_ptr<GpuRunner> gpu_runner_;
     const MakeRunner make_runner_;
     std::mutex making_;
     std::unique_ptr<StepRunner> runner_;  // made under making_ if not there from the start; never replaced
