@@ -263,11 +263,10 @@ class _Builder:
         grid: tuple[int, ...] = (tiles * channel_blocks, phases, self._batch)
         size = {"height": x.side, "width": x.side}
         if (entry := self._kernels[kernel])["function"] == "wide_conv":
-            cluster, most = entry["cluster"], entry["programs"]
+            cluster, most = constants["CLUSTER"], entry["programs"]
             clusters = blocks(tiles * self._batch, cluster) * phases * channel_blocks
             grid, size["batch"] = (min(cluster * clusters, most),), self._batch
-            nbytes = most * entry["scratch_bytes"]
-            pointers["global_scratch"] = self._scratch.add("tensor_maps", nbytes)
+            pointers |= {"x_rest": pointers["x"], "weights_rest": pointers["weights"]}
         self._add(kernel, grid, pointers, **size)
         self._free += [m.place for m in (x, residual) if m is not None]
         return out

@@ -5,6 +5,7 @@ The kernels are described in `plugins_trt/transformer/kernel.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,11 +97,18 @@ class LayerPlanner:
 
     def attend(self, heads: int, images: int, length: int, scale_mul: str = "") -> None:
         """Attention of `wide` within each image, to `rows`; of unit vectors with `scale_mul`."""
-        kernel, entry = self.select("attention" if scale_mul else "plain_attention", length)
+        part = "attention" if scale_mul else "plain_attention"
+        kernel, entry = self.select(part, length)
         grid = (blocks(length, entry["constants"]["BLOCK_Q"]), heads, images)
+        sizes = {"length": length, "width": self.width}
+        if (wide := self._find(f"wide_{part}", length)) is not None:
+            entry = self._kernels[wide]
+            programs = (blocks(length, entry["constants"]["BLOCK_Q"]), heads, images)
+            if math.prod(programs) >= entry["from_programs"]:
+                kernel, grid, sizes["images"] = wide, programs, images
         self.scratch.add("rows", self.rows * self.width * HALF)
         pointers = {"qkv": "wide", "out": "rows"} | ({"scale_mul": scale_mul} if scale_mul else {})
-        self.add(kernel, grid, pointers, length=length, width=self.width)
+        self.add(kernel, grid, pointers, **sizes)
 
     def gated(
         self, layer: str, own: str, x: str, depth: int, ada: Modulation, gate_at: int
@@ -153,19 +161,22 @@ class LayerPlanner:
         sizes = {"rows": rows, "length": self.length, "depth": depth, "width": width}
         sizes |= scalars or {}
         if entry["function"] == "wide":
-            programs, cluster = entry["programs"], entry["cluster"]
-            clusters = blocks(rows, cluster * of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
-            places["global_scratch"] = self.scratch.add(
-                "tensor_maps", programs * entry["scratch_bytes"]
-            )
-            self.add(kernel, (min(cluster * clusters, programs),), places, **sizes)
+            programs, cluster = entry["programs"], of["CLUSTER"]
+            tiles = cluster * blocks(rows, cluster * of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
+            if of["SPLITS"] > 1:
+                nbytes = tiles * of["SPLITS"] * of["BLOCK_M"] * of["BLOCK_N"] * FLOAT
+                places |= self._partials(nbytes, tiles * (1 + of["COOPERATES"]))
+            self.add(kernel, (min(tiles * of["SPLITS"], programs),), places, **sizes)
             return
         tiles = blocks(rows, of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
         if of["SPLITS"] > 1:
-            nbytes = of["SPLITS"] * rows * width * FLOAT
-            places |= {"partials": self.scratch.add("partials", nbytes), "arrivals": ARRIVALS}
-            self._num_arrivals = max(self._num_arrivals, tiles)
+            places |= self._partials(of["SPLITS"] * rows * width * FLOAT, tiles)
         self.add(kernel, (tiles, of["SPLITS"]), places, **sizes)
+
+    def _partials(self, nbytes: int, arrivals: int) -> dict[str, str]:
+        """Where programs that share tiles leave their sums, and count who is done."""
+        self._num_arrivals = max(self._num_arrivals, arrivals)
+        return {"partials": self.scratch.add("partials", nbytes), "arrivals": ARRIVALS}
 
     def add(
         self,
@@ -183,12 +194,14 @@ class LayerPlanner:
         Raises:
             BackendUnavailableError: there is none.
         """
+        if (name := self._find(part, size)) is None:
+            raise BackendUnavailableError(f"the library has no transformer kernel for {part}")
+        return name, self._kernels[name]
+
+    def _find(self, part: str, size: int) -> str | None:
         found: dict[tuple[int, int], str] = {}
         for name, entry in self._kernels.items():
             for width, start in entry["uses"].get(part, ()):
                 if width <= self.width and start <= size:
                     found[width, start] = name
-        if not found:
-            raise BackendUnavailableError(f"the library has no transformer kernel for {part}")
-        name = found[max(found)]
-        return name, self._kernels[name]
+        return found[max(found)] if found else None

@@ -39,6 +39,9 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--width", type=int, default=1024, help="C of the model")
     p.add_argument("--vocab", type=int, default=4096, help="columns of the head")
     p.add_argument("--rows", default="8,32,72,200,512,2048,8192,32768", metavar="R,R,…")
+    p.add_argument(
+        "--layers", default=",".join(LAYERS), metavar="L,L,…", help="of " + ", ".join(LAYERS)
+    )
     p.add_argument("--all", action="store_true", help="every kernel of a layer, not the chosen one")
     return p.parse_args()
 
@@ -142,13 +145,14 @@ def print_times(problem: Problem, kernels: KernelLibrary, names: list[str]) -> N
 
 def main() -> None:
     args = parse_args()
+    layers = [layer for layer in LAYERS if layer in args.layers.split(",")]
     torch.backends.cuda.matmul.allow_tf32 = True
     device = CudaDevice()
     print(torch.cuda.get_device_name(), "PyTorch", torch.__version__)
     kernels = KernelLibrary(open_library("trt").path, "transformer", device.gpu)
     for rows in map(int, args.rows.split(",")):
         chooser = LayerPlanner(kernels.table, width=args.width, rows=rows, length=rows, stream="x")
-        for layer in LAYERS:
+        for layer in layers:
             names = [chooser.select(layer, rows)[0]]
             if args.all:
                 names = [n for n, entry in kernels.table.items() if layer in entry["uses"]]

@@ -132,6 +132,6 @@ class FakeGpu:
 
 
 def _value(kind: str, bits: int) -> int | float:
-    if kind == "pointer":
+    if kind in ("pointer", "tensor_map"):
         return bits
     return struct.unpack("<f" if kind == "fp32" else "<i", struct.pack("<I", bits))[0]

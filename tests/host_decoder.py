@@ -29,7 +29,9 @@ def host_table(sizes: DecoderSizes) -> KernelTable:
 
     def add(function: str, from_pixels: int = 0, **constants: int) -> None:
         entry = {"function": function, "from_pixels": from_pixels, "constants": constants}
-        entry |= {"programs": PROGRAMS, "cluster": CLUSTER, "scratch_bytes": 256}
+        entry["programs"] = PROGRAMS
+        if function == "wide_conv":
+            entry["tensor_maps"] = _tensor_maps(constants)
         table[f"{function}{len(table)}"] = entry
 
     for (cin, cout), side, upsamples in product(pairs, (1, 3), (False, True)):
@@ -41,6 +43,7 @@ def host_table(sizes: DecoderSizes) -> KernelTable:
                 add("conv", pixels, **of, **tile)
             height, width = WIDE_TILE
             tile = {"TILE_H": height, "TILE_W": width, "BLOCK_N": 32, "REST_N": 0}
+            tile["CLUSTER"] = CLUSTER
             add("wide_conv", WIDE_FROM, **of, **tile)
     for width in widths:
         add("statistics", CHANNELS=width, GROUPS=32)
@@ -52,6 +55,15 @@ def host_table(sizes: DecoderSizes) -> KernelTable:
         add("to_image", CLAMPS=clamps, BLOCK=64)
     add("from_tokens", BLOCK=32)
     return table
+
+
+def _tensor_maps(of: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    taps, phases = (4, 4) if of["UPSAMPLES"] else (of["SIDE"] ** 2, 1)
+    pixels = [[of["CIN"], None], [1, "width"], [1, "height"], [1, "batch"]]
+    weights = [[of["CIN"], None], [taps, None], [phases * of["COUT"], None]]
+    x_map = {"sizes": pixels, "box": [64, of["TILE_W"], of["TILE_H"], 1]}
+    w_map = {"sizes": weights, "box": [64, 1, of["BLOCK_N"] // CLUSTER]}
+    return {"x": x_map, "weights": w_map, "x_rest": x_map, "weights_rest": w_map}
 
 
 class HostDecoderKernels:
@@ -81,13 +93,13 @@ class HostDecoderKernels:
 
     def _wide_conv(
         self, of: Mapping[str, int], grid: Sequence[int], *, batch: int, height: int, width: int,
-        global_scratch: int, residual: int = 0, sums: int = 0, **rest: int,
+        x_rest: int, weights_rest: int, residual: int = 0, sums: int = 0, **rest: int,
     ) -> None:  # fmt: skip
         tiles = math.ceil(height / of["TILE_H"]) * math.ceil(width / of["TILE_W"])
         clusters = math.ceil(batch * tiles / CLUSTER) * math.ceil(of["COUT"] / of["BLOCK_N"])
         clusters *= 4 if of["UPSAMPLES"] else 1
         assert tuple(grid) == (min(CLUSTER * clusters, PROGRAMS),)
-        memory(global_scratch, np.uint8, PROGRAMS, 256)[...] = 0xFF
+        assert (x_rest, weights_rest) == (rest["x"], rest["weights"])
         self._compute(of, batch, height, width, tiles, residual, sums, **rest)
 
     def _compute(

@@ -24,7 +24,8 @@ BATCHES = (1, 2, 3)  # that a bundle is run with
 RANKS = {
     ("decoder", "conv"): 3, ("decoder", "wide_conv"): 1, ("decoder", "attention"): 3,
     ("glue", "modulation"): 3, ("glue", "shared_modulation"): 3,
-    ("transformer", "attention"): 3, ("transformer", "normalize"): 1, ("transformer", "wide"): 1,
+    ("transformer", "attention"): 3, ("transformer", "wide_attention"): 3,
+    ("transformer", "normalize"): 1, ("transformer", "wide"): 1,
 }  # fmt: skip
 """Dimensions of the grids that stand-ins take, where not 2."""
 SAMPLING_BLOCKS = {"draw": 4096, "select": 1024, "to_uint8": 1024, "start": 256, "reverse": 256}
@@ -74,9 +75,9 @@ class HostLibrary:
             }
         for part, table in self.tables.items():
             parameters = _parameters(part)
-            for entry in table.values():
-                entry |= {"threads": 128, "shared_bytes": 0, "parameters": {}}
-                entry["parameters"] = parameters[entry["function"]]
+            for name, entry in table.items():
+                described = {"threads": 128, "shared_bytes": 0, **parameters[entry["function"]]}
+                table[name] = described | entry
         kernels: dict[Part, Any] = {
             "sampling": HostSamplingLaunches,
             "decoder": host_decoder.HostDecoderKernels,
@@ -134,14 +135,11 @@ def _decoder_table(bundle: Bundle) -> dict[str, dict[str, Any]]:
     return {name: dict(table[name]) for name in sorted(used)}
 
 
-def _parameters(part: Part) -> dict[str, dict[str, str]]:
-    """Kinds of the parameters of the real kernels, by function."""
+def _parameters(part: Part) -> dict[str, dict[str, Any]]:
+    """What the table says of the parameters of the real kernels, by function."""
     pytest.importorskip("triton", reason="no triton")
-    lowering = import_module("plugins_trt.ahead_of_time.lowering")
+    describe = import_module("plugins_trt.ahead_of_time.part").parameters
     return {
-        unit.function.removesuffix("_kernel"): {
-            **{n: "pointer" if kind.startswith("*") else kind for n, kind in unit.parameters},
-            **dict.fromkeys(lowering.SCRATCH_PARAMETERS, "pointer"),
-        }
+        unit.function.removesuffix("_kernel"): describe(unit)
         for unit in import_module(f"plugins_trt.{part}.aot").units()
     }

@@ -15,6 +15,7 @@ from runtime.launches import KernelTable
 from tests.host_device import HostDevice, memory
 
 PROGRAMS, CLUSTER = 6, 2  # of a persistent kernel, and how many of these share weights
+MANY_PROGRAMS = 12  # from which on there is another kernel for the attention
 EPILOGUES = {"qkv": 0, "proj": 2, "fc1": 1, "fc2": 2, "head": 0}
 
 
@@ -25,8 +26,14 @@ def host_table() -> KernelTable:
     def add(function: str, part: str, size: int, **constants: int) -> None:
         table[f"{part}{size}"] = {
             "function": function, "uses": {part: [(0, size)]}, "constants": constants,
-            "programs": PROGRAMS, "cluster": CLUSTER, "scratch_bytes": 128,
+            "programs": PROGRAMS,
         }  # fmt: skip
+        if function == "wide":
+            depth = [1 + constants["HAS_LOW"], "depth"]
+            table[f"{part}{size}"]["tensor_maps"] = {
+                "x": {"sizes": [depth, [1, "rows"]], "box": [64, 128]},
+                "weights": {"sizes": [[1, "width"], depth], "box": [64, 32]},
+            }
 
     for layer, epilogue in EPILOGUES.items():
         tile = {"BLOCK_M": 4, "BLOCK_N": 32, "BLOCK_K": 64}
@@ -34,11 +41,20 @@ def host_table() -> KernelTable:
         add("linear", layer, 0, SPLITS=1, **of)
         if layer != "head":
             add("linear", layer, 3, SPLITS=2, **of)
-        add("wide", layer, 20, **of)
+        add("wide", layer, 20, CLUSTER=CLUSTER, SPLITS=1, COOPERATES=0, **of)
+        if layer != "head":
+            add("wide", layer, 40, CLUSTER=3, SPLITS=2, COOPERATES=1, **of)
     for has_low, part in enumerate(("norm", "head_norm")):
         add("normalize", part, 0, HAS_LOW=has_low)
     add("attention", "attention", 0, BLOCK_Q=4, BLOCK_L=16)
     add("attention", "attention", 9, BLOCK_Q=8, BLOCK_L=16)
+    add("wide_attention", "wide_attention", 4, BLOCK_Q=8)
+    table["wide_attention4"] |= {
+        "from_programs": MANY_PROGRAMS,
+        "tensor_maps": {
+            "qkv": {"sizes": [[3, "width"], [1, "length"], [1, "images"]], "box": [64, 64, 1]}
+        },
+    }
     return table
 
 
@@ -82,6 +98,12 @@ class HostTransformerKernels:
         y = (logits * scale).softmax(-1) @ v
         memory(out, np.float16, N, length, width)[...] = y.transpose(1, 2).flatten(2)
 
+    def _wide_attention(
+        self, of: Mapping[str, int], grid: tuple[int, ...], *, images: int, **rest: int
+    ) -> None:
+        assert grid[2] == images and math.prod(grid) >= MANY_PROGRAMS
+        self._attention(of, grid, **rest)
+
     def _linear(
         self, of: Mapping[str, int], grid: tuple[int, ...], *, rows: int, width: int,
         partials: int = 0, arrivals: int = 0, **rest: int,
@@ -95,11 +117,15 @@ class HostTransformerKernels:
 
     def _wide(
         self, of: Mapping[str, int], grid: tuple[int, ...], *, rows: int, width: int,
-        global_scratch: int, **rest: int,
+        partials: int = 0, arrivals: int = 0, **rest: int,
     ) -> None:  # fmt: skip
-        pairs = math.ceil(rows / (CLUSTER * of["BLOCK_M"])) * math.ceil(width / of["BLOCK_N"])
-        assert grid == (min(CLUSTER * pairs, PROGRAMS),)
-        memory(global_scratch, np.uint8, PROGRAMS, 128)[...] = 0xFF
+        tiles = of["CLUSTER"] * math.ceil(width / of["BLOCK_N"])
+        tiles *= math.ceil(rows / (of["CLUSTER"] * of["BLOCK_M"]))
+        assert grid == (min(tiles * of["SPLITS"], PROGRAMS),)
+        if of["SPLITS"] > 1:
+            assert not memory(arrivals, np.int32, tiles, 1 + of["COOPERATES"]).any()
+            sums = tiles, of["SPLITS"], of["BLOCK_M"], of["BLOCK_N"]
+            memory(partials, np.float32, *sums)[...] = np.nan
         self._compute(of, rows=rows, width=width, **rest)
 
     def _compute(

@@ -13,9 +13,6 @@ def kernel_table(aot: ModuleType) -> dict[str, dict[str, Any]]:
     lowering = pytest.importorskip("plugins_trt.ahead_of_time.lowering", reason="no triton")
     part = pytest.importorskip("plugins_trt.ahead_of_time.part", reason="no triton")
     kernels = {
-        (90, unit): lowering.Kernel(
-            ptx="", threads=128, shared_bytes=0, scratch_bytes=getattr(unit, "scratch_bytes", 0)
-        )
-        for unit in aot.units()
+        (90, unit): lowering.Kernel(ptx="", threads=128, shared_bytes=0) for unit in aot.units()
     }
     return part.table(aot.units(), kernels)["90"]

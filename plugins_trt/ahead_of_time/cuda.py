@@ -15,11 +15,25 @@ HEADERS = ("hopper.cuh",)
 PTX_VERSION = "9.0"  # that the kernels need; NVRTC names its own, which ptxas may not know
 
 # of hopper.cuh
-THREADS = 384  # of a program
-CLUSTER = 2  # programs that share weights
+WARPGROUP = 128  # threads
 DEPTH = 64  # of a stage, in float16 values
 BARRIERS_BYTES = 2048  # of shared memory before the stages, with what aligns them
-MAP_BYTES = 128  # of a tensor map
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorMap:
+    """How the copy engine reads a contiguous float16 array, whose address a launch is given.
+
+    Rows of a box lie swizzled in shared memory; what is outside the array is read as zeros.
+
+    Attributes:
+        sizes: of the array's dimensions, innermost first, each a factor and the parameter that it
+            is a multiple of, or None.
+        box: of one copy, in values; of the innermost dimension 64 or 32, the swizzle's span.
+    """
+
+    sizes: tuple[tuple[int, str | None], ...]
+    box: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +42,9 @@ class CudaUnit:
 
     Attributes:
         source: path below `plugins_trt`; it defines the kernel NAME.
+        tensor_maps: those parameters that are tensor maps.
         columns: of the products of warpgroups (`wgmma.h`) in it.
-        shared_bytes, scratch_bytes: as of `lowering.Kernel`.
+        threads, shared_bytes: as of `lowering.Kernel`.
     """
 
     name: str
@@ -37,9 +52,10 @@ class CudaUnit:
     function: str
     parameters: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, int], ...] = ()
+    tensor_maps: tuple[tuple[str, TensorMap], ...]
     columns: int
+    threads: int = 3 * WARPGROUP
     shared_bytes: int
-    scratch_bytes: int
 
     @property
     def text(self) -> str:
@@ -49,14 +65,17 @@ class CudaUnit:
 
 
 def wgmma(columns: int) -> str:
-    """The header of a product of warpgroups: 64 rows, so many columns, a depth of 16.
+    """The header of products of warpgroups: 64 rows, so many columns, a depth of 16.
 
-    PTX ISA 9.0, section 9.7.15.5.1; operands are tiles in shared memory.
+    PTX ISA 9.0, section 9.7.15.5.1; operands are tiles in shared memory, x also in registers.
     """
     count = columns // 2
     registers = ", ".join(f"%{i}" for i in range(count))
     values = ", ".join(f'"+f"(acc[{i}])' for i in range(count))
     a, b, accumulates, is_transposed = (f"%{count + i}" for i in range(4))
+    x = ", ".join(f"%{count + i}" for i in range(4))
+    of_registers, by = f"%{count + 4}", f"%{count + 5}"
+    instruction = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.f16.f16"
     return f"""#pragma once
 // acc = x * w, or acc += x * w; the tile of weights lies row after row (IS_TRANSPOSED), else column
 // after column.
@@ -65,11 +84,24 @@ DEVICE void wgmma(float (&acc)[COLUMNS / 2], u64 x, u64 w, bool accumulates) {{
   static_assert(COLUMNS == {columns}, "this header is of other products");
   asm volatile(
       "{{\\n.reg .pred p;\\nsetp.ne.b32 p, {accumulates}, 0;\\n"
-      "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.f16.f16 "
+      "{instruction} "
       "{{{registers}}}, "
       "{a}, {b}, p, 1, 1, 0, {is_transposed};\\n}}"
       : {values}
       : "l"(x), "l"(w), "r"(int(accumulates)), "n"(IS_TRANSPOSED));
+}}
+
+// acc += x * w, with x in registers: two values in each, of columns 2 t and 2 t + 1 of rows g and
+// g + 8, then of columns 8 more, for thread t of those that share rows.
+template <int COLUMNS, int IS_TRANSPOSED>
+DEVICE void wgmma_by(float (&acc)[COLUMNS / 2], const u32* x, u64 w) {{
+  static_assert(COLUMNS == {columns}, "this header is of other products");
+  asm volatile(
+      "{instruction} "
+      "{{{registers}}}, "
+      "{{{x}}}, {of_registers}, 1, 1, 1, {by};"
+      : {values}
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(w), "n"(IS_TRANSPOSED));
 }}
 """
 
@@ -132,12 +164,7 @@ def compile_kernel(unit: CudaUnit, arch: int) -> Kernel:
     nvrtc.nvrtcDestroyProgram(program)
     text = _tidy(ptx.rstrip(b"\0").decode())
     check_parameters(text, unit.name, unit.parameters, pointer=".u64")
-    return Kernel(
-        ptx=text,
-        threads=THREADS,
-        shared_bytes=unit.shared_bytes,
-        scratch_bytes=unit.scratch_bytes,
-    )
+    return Kernel(ptx=text, threads=unit.threads, shared_bytes=unit.shared_bytes)
 
 
 def _tidy(ptx: str) -> str:

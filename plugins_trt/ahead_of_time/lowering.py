@@ -13,9 +13,10 @@ from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
-PTX_TYPES = {"i32": ".u32", "i64": ".u64", "fp32": ".f32"}
+TENSOR_MAP = "tensor_map"  # the type of a parameter: 128 bytes, 64 of which it is aligned to
+PTX_TYPES = {"i32": ".u32", "i64": ".u64", "fp32": ".f32", TENSOR_MAP: ".align"}
 
-# Appended to the kernels' own parameters by the compiler.
+# Appended to the kernels' own parameters by Triton.
 SCRATCH_PARAMETERS = ("global_scratch", "profile_scratch")
 
 
@@ -59,13 +60,11 @@ class Kernel:
     Attributes:
         threads: of the program.
         shared_bytes: of shared memory.
-        scratch_bytes: of device memory, behind the parameter `global_scratch`.
     """
 
     ptx: str
     threads: int
     shared_bytes: int
-    scratch_bytes: int = 0
 
 
 def run_time_parameters(
@@ -133,7 +132,8 @@ def compile_kernel(unit: Unit, arch: int) -> Kernel:
             f"{unit.name}, sm_{arch}: wants scratch memory, which the launcher does not allocate"
         )
     ptx = module.replace(metadata["name"], unit.name)
-    check_parameters(ptx, unit.name, unit.parameters)
+    scratch = [(name, "*i8") for name in SCRATCH_PARAMETERS]
+    check_parameters(ptx, unit.name, (*unit.parameters, *scratch))
     (threads,) = re.findall(r"^\.reqntid (\d+)", ptx, re.MULTILINE)
     return Kernel(ptx=ptx, threads=int(threads), shared_bytes=metadata["shared"])
 
@@ -150,7 +150,6 @@ def check_parameters(
     found = [line.split()[1:] for line in entry.strip().splitlines()]
     got = [words[0] + " .ptr" * (".ptr" in words) for words in found]
     expected = [pointer if kind.startswith("*") else PTX_TYPES[kind] for _, kind in parameters]
-    expected += [pointer] * len(SCRATCH_PARAMETERS)
     if got != expected:
         raise AheadOfTimeError(
             f"{name}: the compiler made parameters {got}, the launcher passes {expected}"

@@ -1,7 +1,8 @@
 """A part of the plugin library whose kernels the runtime launches itself.
 
 `NAME.fatbin` holds the kernels; `NAME.json` beside it says, by architecture and kernel, how each is
-launched. Its parameters are passed in order, `pointer` as an address.
+launched. Its parameters are passed in order, `pointer` as an address, and `tensor_map` as the map
+that `tensor_maps` describes of the array at an address.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from plugins_trt.ahead_of_time.cuda import CudaUnit
 from plugins_trt.ahead_of_time.fatbin import (
     AnyUnit,
     Kernels,
@@ -35,16 +38,18 @@ def table(units: Units, kernels: Kernels) -> dict[str, dict[str, Any]]:
             **units[unit],
             "threads": kernel.threads,
             "shared_bytes": kernel.shared_bytes,
-            "scratch_bytes": kernel.scratch_bytes,
-            "parameters": {
-                **{
-                    name: "pointer" if kind.startswith("*") else kind
-                    for name, kind in unit.parameters
-                },
-                **dict.fromkeys(SCRATCH_PARAMETERS, "pointer"),
-            },
+            **parameters(unit),
         }
     return found
+
+
+def parameters(unit: AnyUnit) -> dict[str, dict[str, Any]]:
+    """Kinds of a unit's parameters, in order, and its tensor maps, if it has some."""
+    kinds = {n: "pointer" if kind.startswith("*") else kind for n, kind in unit.parameters}
+    if isinstance(unit, CudaUnit):
+        maps = {name: asdict(tensor_map) for name, tensor_map in unit.tensor_maps}
+        return {"parameters": kinds, "tensor_maps": maps}
+    return {"parameters": kinds | dict.fromkeys(SCRATCH_PARAMETERS, "pointer")}
 
 
 def build(

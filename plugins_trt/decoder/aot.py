@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from plugins_trt.ahead_of_time import cuda, part
-from plugins_trt.ahead_of_time.cuda import CudaUnit
+from plugins_trt.ahead_of_time.cuda import CudaUnit, TensorMap
 from plugins_trt.ahead_of_time.fatbin import AnyUnit
-from plugins_trt.ahead_of_time.lowering import Unit, run_time_parameters
+from plugins_trt.ahead_of_time.lowering import TENSOR_MAP, Unit, run_time_parameters
 from plugins_trt.decoder.tiles import (
     ATTENTION_BLOCKS,
+    CLUSTER,
     CONVOLUTIONS,
     NORMALIZE_BLOCK,
     PIXELS_BLOCK,
@@ -30,7 +31,8 @@ ARCHITECTURE = 90  # that the tiles were measured on
 GROUPS = 32  # of every group norm
 
 WIDE_PARAMETERS = (
-    "x", "weights", "bias", "residual", "out", "sums", "batch", "height", "width",
+    "x", "weights", "bias", "residual", "out", "sums", "batch", "height", "width", "x_rest",
+    "weights_rest",
 )  # fmt: skip
 ALIGNMENT = 16  # of pointers, in bytes
 PARAMETERS = {
@@ -75,18 +77,30 @@ def convolution_unit(conv: Convolution, tile: Tile | WideTile) -> AnyUnit:
 
 def _wide_unit(conv: Convolution, tile: WideTile) -> CudaUnit:
     constants = {**_constants(conv), **tile.constants}
-    has_rest = conv.channels[0] % cuda.DEPTH != 0
+    channels, side = conv.channels[0], 2 if conv.upsamples else conv.side
+    width, taps, phases = constants["TILE_W"], side * side, 4 if conv.upsamples else 1
+    maps = {}
+    for step, rest in ((cuda.DEPTH, ""), (channels % cuda.DEPTH or cuda.DEPTH, "_rest")):
+        maps[f"x{rest}"] = TensorMap(
+            sizes=((channels, None), (1, "width"), (1, "height"), (1, "batch")),
+            box=(step, width, tile.height, 1),
+        )
+        maps[f"weights{rest}"] = TensorMap(
+            sizes=((channels, None), (taps, None), (phases * conv.channels[1], None)),
+            box=(step, 1, tile.channels // CLUSTER),
+        )
+    types = {**PARAMETERS, **dict.fromkeys(maps, TENSOR_MAP)}
     stage = (tile.height * constants["TILE_W"] + tile.channels) * 2 * cuda.DEPTH
     sums = 2 * 4 * 2 * tile.channels * 4  # of the warps of two warpgroups, float32
     return CudaUnit(
         name=f"hmar_wide_conv_{_kind(conv)}_{tile.height}x16x{tile.channels}",
         source="decoder/csrc/conv.cu",
         function="wide_conv_kernel",
-        parameters=tuple((name, PARAMETERS[name]) for name in WIDE_PARAMETERS),
+        parameters=tuple((name, types[name]) for name in WIDE_PARAMETERS),
         constants=tuple(constants.items()),
+        tensor_maps=tuple(maps.items()),
         columns=tile.channels,
         shared_bytes=cuda.BARRIERS_BYTES + tile.num_stages * stage + sums,
-        scratch_bytes=(4 if has_rest else 2) * cuda.MAP_BYTES,
     )
 
 
@@ -113,8 +127,8 @@ def units(
 ) -> dict[AnyUnit, dict[str, int]]:
     """All units.
 
-    The table says from how many input pixels on each is used, the number of its programs if it is
-    persistent, and how many neighbours of these share weights.
+    The table says from how many input pixels on each is used, and the number of its programs if it
+    is persistent.
     """
     found = {
         convolution_unit(conv, tile): pixels
@@ -143,8 +157,7 @@ def units(
             values = {"CHANNELS": channels, "PADDED": padded, "BLOCK": PIXELS_BLOCK}
             others.append(_unit(f"{channels}", "from_planes", values))
     starts = found | dict.fromkeys(others, 0)
-    of = {"programs": PROGRAMS, "cluster": cuda.CLUSTER}
-    return {unit: {"from_pixels": pixels, **of} for unit, pixels in starts.items()}
+    return {unit: {"from_pixels": start, "programs": PROGRAMS} for unit, start in starts.items()}
 
 
 if __name__ == "__main__":

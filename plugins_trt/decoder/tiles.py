@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 PROGRAMS = 132  # of a persistent kernel: multiprocessors of an H100
+CLUSTER = 2  # of these, that share weights
 
 STATISTICS_TILES = 128  # read at once
 NORMALIZE_BLOCK = 2048  # values of one program
@@ -78,6 +79,7 @@ class WideTile:
             "TILE_W": 16,
             "BLOCK_N": self.channels,
             "REST_N": 0,
+            "CLUSTER": CLUSTER,
             "STAGES": self.num_stages,
         }
 

@@ -9,23 +9,28 @@ from collections.abc import Iterator
 from typing import Any
 
 from plugins_trt.ahead_of_time import cuda, part
-from plugins_trt.ahead_of_time.cuda import CudaUnit
+from plugins_trt.ahead_of_time.cuda import CudaUnit, TensorMap
 from plugins_trt.ahead_of_time.fatbin import AnyUnit
-from plugins_trt.ahead_of_time.lowering import Unit, run_time_parameters
+from plugins_trt.ahead_of_time.lowering import TENSOR_MAP, Unit, run_time_parameters
 from plugins_trt.transformer.tiles import (
     ACTIVATE_BLOCK,
     ATTENTION_TILES,
     EMBED_TILE,
+    HEAD_DIM,
     LAYERS,
+    MANY_PROGRAMS,
     NOISE_BLOCKS,
     NOISE_DEPTH,
     NORM_BLOCKS,
+    PLAIN_ATTENTION_TILES,
     PROGRAMS,
     ROW_BLOCK,
     TILES,
+    WIDE_ATTENTION_TILES,
     AttentionTile,
     Layer,
     Tile,
+    WideAttentionTile,
     WideTile,
 )
 
@@ -71,9 +76,10 @@ HIMAR_PARAMETERS = {
     **dict.fromkeys(("taken", "first"), "i32"),
 }
 WIDE_PARAMETERS = (
-    "x", "ada", "weights", "bias", "residual", "out", "rows", "length", "depth", "width",
-    "ada_stride", "gate_at",
+    "x", "ada", "weights", "bias", "residual", "out", "partials", "arrivals", "rows", "length",
+    "depth", "width", "ada_stride", "gate_at",
 )  # fmt: skip
+WIDE_ATTENTION_PARAMETERS = ("qkv", "scale_mul", "out", "length", "width", "images")
 NOT_ALIGNED = (
     "rows", "length", "positions", "eps", "known_length", "buffer_size", "num_pivots",
     "num_tokens", "taken", "first",
@@ -129,24 +135,52 @@ def _wide_unit(layer: Layer, tile: WideTile) -> CudaUnit:
         **tile.constants, "EPILOGUE": EPILOGUE_CODES[epilogue], "HAS_LOW": int(is_head),
     }  # fmt: skip
     types = HEAD_PARAMETERS if is_head else PARAMETERS
+    types = {**types, **dict.fromkeys(("x", "weights"), TENSOR_MAP)}
+    halves = 2 if is_head else 1
+    x = TensorMap(sizes=((halves, "depth"), (1, "rows")), box=(cuda.DEPTH, tile.rows))
+    slices = tile.cluster if tile.columns // 64 % tile.cluster and tile.cluster != 3 else 1
+    weights = TensorMap(sizes=((1, "width"), (halves, "depth")), box=(64, cuda.DEPTH // slices))
+    name = f"{kind}_{tile.rows}x{tile.columns}_{tile.cluster}_{tile.splits}"
     return CudaUnit(
-        name=f"hmar_wide_{kind}_{tile.rows}x{tile.columns}" + "_both" * tile.cooperates,
+        name=f"hmar_wide_{name}" + "_both" * tile.cooperates,
         source="transformer/csrc/linear.cu",
         function="wide_kernel",
         parameters=tuple((name, types[name]) for name in WIDE_PARAMETERS),
         constants=tuple(constants.items()),
+        tensor_maps=(("x", x), ("weights", weights)),
         columns=tile.columns,
         shared_bytes=cuda.BARRIERS_BYTES
         + tile.num_stages * (tile.rows + tile.columns) * 2 * cuda.DEPTH,
-        scratch_bytes=2 * cuda.MAP_BYTES,
     )
 
 
 def attention_unit(tile: AttentionTile, *, has_norm: bool) -> Unit:
     """Attention in one division."""
-    name = f"{'norm' if has_norm else 'plain'}_{tile.queries}x{tile.keys}"
+    name = (
+        f"{'norm' if has_norm else 'plain'}_{tile.queries}x{tile.keys}" + "_whole" * tile.is_whole
+    )
     constants = {"HAS_NORM": int(has_norm), **tile.constants}
     return _unit("attention", name, constants, tile.num_warps, tile.num_stages)
+
+
+def wide_attention_unit(tile: WideAttentionTile, *, has_norm: bool) -> CudaUnit:
+    """Attention of many rows in one division."""
+    types = {**PARAMETERS, "qkv": TENSOR_MAP, "images": "i32"}
+    sizes = ((3, "width"), (1, "length"), (1, "images"))
+    name = f"{'norm' if has_norm else 'plain'}_{tile.warpgroups}x{tile.num_stages}"
+    tiles = tile.warpgroups + 2 * tile.num_stages  # of 64 rows each
+    norms = tile.warpgroups * 64 * 4
+    return CudaUnit(
+        name=f"hmar_wide_attention_{name}",
+        source="transformer/csrc/attention.cu",
+        function="wide_attention_kernel",
+        parameters=tuple((name, types[name]) for name in WIDE_ATTENTION_PARAMETERS),
+        constants=(*tile.constants.items(), ("HAS_NORM", int(has_norm))),
+        tensor_maps=(("qkv", TensorMap(sizes=sizes, box=(HEAD_DIM, 64, 1))),),
+        columns=64,
+        threads=tile.warpgroups * cuda.WARPGROUP,
+        shared_bytes=cuda.BARRIERS_BYTES + tiles * 64 * HEAD_DIM * 2 + norms,
+    )
 
 
 def units() -> dict[AnyUnit, dict[str, Any]]:
@@ -154,14 +188,21 @@ def units() -> dict[AnyUnit, dict[str, Any]]:
 
     The table says of each: the parts of a pass that it computes (`uses`, from which width of the
     model on, and from how many rows or tokens on), the number of its programs if it is persistent,
-    how many neighbours of these share weights, and that its launch has the attribute of
-    programmatic stream serialization.
+    from how many on it is worth its while, and that its launch has the attribute of programmatic
+    stream serialization.
     """
     found: dict[AnyUnit, dict[str, list[tuple[int, int]]]] = {}
     for used_for, unit, width, size in _uses():
         found.setdefault(unit, {}).setdefault(used_for, []).append((width, size))
-    of = {"programs": PROGRAMS, "cluster": cuda.CLUSTER, "overlaps": True}
-    return {unit: {"uses": uses, **of} for unit, uses in found.items()}
+    return {unit: {"uses": uses, **_launches(unit)} for unit, uses in found.items()}
+
+
+def _launches(unit: AnyUnit) -> dict[str, Any]:
+    if unit.function == "wide_attention_kernel":
+        return {"overlaps": True, "from_programs": MANY_PROGRAMS}
+    if unit.function == "wide_kernel":
+        return {"overlaps": True, "programs": PROGRAMS[dict(unit.constants)["CLUSTER"]]}
+    return {"overlaps": True}
 
 
 def _uses() -> Iterator[tuple[str, AnyUnit, int, int]]:
@@ -182,8 +223,11 @@ def _uses() -> Iterator[tuple[str, AnyUnit, int, int]]:
                 yield norm, unit, width, 0
     for tokens, tile in ATTENTION_TILES.items():
         yield "attention", attention_unit(tile, has_norm=True), 0, tokens
-    for start, tokens in ((0, 17), (256, 256)):  # Hi-MAR has no fewer than 64
-        yield "plain_attention", attention_unit(ATTENTION_TILES[tokens], has_norm=False), 0, start
+    for tokens, tile in PLAIN_ATTENTION_TILES.items():
+        yield "plain_attention", attention_unit(tile, has_norm=False), 0, tokens
+    for tokens, wide in WIDE_ATTENTION_TILES.items():
+        for has_norm, name in enumerate(("wide_plain_attention", "wide_attention")):
+            yield name, wide_attention_unit(wide, has_norm=bool(has_norm)), 0, tokens
     yield from _denoiser_uses()
     yield from _himar_uses()
 

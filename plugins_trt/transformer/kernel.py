@@ -242,9 +242,28 @@ def _inverse_norm(x_Nd):
 
 
 @triton.jit
+def _keys(kv, start, length, width, BLOCK_L: tl.constexpr):
+    """Keys and values from a token on, and which of them there are."""
+    offs_L, offs_d = start + tl.arange(0, BLOCK_L), tl.arange(0, HEAD_DIM)
+    is_key_L = offs_L < length
+    k_Ld = kv + offs_L[:, None] * (3 * width) + offs_d[None, :]
+    v_Ld = tl.load(k_Ld + width, mask=is_key_L[:, None], other=0.0)
+    return tl.load(k_Ld, mask=is_key_L[:, None], other=0.0), v_Ld, is_key_L
+
+
+@triton.jit
+def _logits(q_Qd, k_Ld, is_key_L, scale_Q, HAS_NORM: tl.constexpr):
+    logits_QL = tl.dot(q_Qd, tl.trans(k_Ld))
+    if HAS_NORM:
+        logits_QL *= _inverse_norm(k_Ld)[None, :]
+    return tl.where(is_key_L[None, :], logits_QL * scale_Q[:, None], float("-inf"))
+
+
+@triton.jit
 def attention_kernel(
     qkv, scale_mul, out, length, width,
-    HAS_NORM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, OVERLAPS: tl.constexpr,
+    HAS_NORM: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_L: tl.constexpr, IS_WHOLE: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Attention within each image. Grid (query blocks, heads, N).
 
@@ -254,13 +273,14 @@ def attention_kernel(
             HAS_NORM; without, queries and keys are taken as they are, and the factor is 1 / 8.
         out: (N, length, width).
         BLOCK_Q, BLOCK_L: queries of a program, keys of a step.
+        IS_WHOLE: one step is enough: BLOCK_L is at least `length`.
     """
     _begin(OVERLAPS)
     _end(OVERLAPS)
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     qkv += image * length * 3 * width + head * HEAD_DIM
     offs_Q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    offs_L, offs_d = tl.arange(0, BLOCK_L), tl.arange(0, HEAD_DIM)
+    offs_d = tl.arange(0, HEAD_DIM)
     is_query_Q1 = (offs_Q < length)[:, None]
     q_Qd = tl.load(
         qkv + offs_Q[:, None] * (3 * width) + offs_d[None, :], mask=is_query_Q1, other=0.0
@@ -269,24 +289,25 @@ def attention_kernel(
         scale_Q = _inverse_norm(q_Qd) * (tl.load(scale_mul + head) * LOG2_E)
     else:
         scale_Q = tl.zeros([BLOCK_Q], tl.float32) + 0.125 * LOG2_E
-    acc_Qd = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
-    sum_Q = tl.zeros([BLOCK_Q], tl.float32)
-    max_Q = tl.zeros([BLOCK_Q], tl.float32) + LOWEST
-    for start in range(0, length, BLOCK_L):
-        is_key_L = start + offs_L < length
-        k_Ld = qkv + width + (start + offs_L)[:, None] * (3 * width) + offs_d[None, :]
-        v_Ld = tl.load(k_Ld + width, mask=is_key_L[:, None], other=0.0)
-        k_Ld = tl.load(k_Ld, mask=is_key_L[:, None], other=0.0)
-        logits_QL = tl.dot(q_Qd, tl.trans(k_Ld))
-        if HAS_NORM:
-            logits_QL *= _inverse_norm(k_Ld)[None, :]
-        logits_QL = tl.where(is_key_L[None, :], logits_QL * scale_Q[:, None], float("-inf"))
-        new_max_Q = tl.maximum(max_Q, tl.max(logits_QL, axis=1))
-        p_QL = tl.exp2(logits_QL - new_max_Q[:, None])
-        shrink_Q = tl.exp2(max_Q - new_max_Q)
-        sum_Q = sum_Q * shrink_Q + tl.sum(p_QL, axis=1)
-        acc_Qd = tl.dot(p_QL.to(v_Ld.dtype), v_Ld, acc=acc_Qd * shrink_Q[:, None])
-        max_Q = new_max_Q
+    if IS_WHOLE:
+        k_Ld, v_Ld, is_key_L = _keys(qkv + width, 0, length, width, BLOCK_L)
+        logits_QL = _logits(q_Qd, k_Ld, is_key_L, scale_Q, HAS_NORM)
+        p_QL = tl.exp2(logits_QL - tl.max(logits_QL, axis=1)[:, None])
+        sum_Q = tl.sum(p_QL, axis=1)
+        acc_Qd = tl.dot(p_QL.to(v_Ld.dtype), v_Ld)
+    else:
+        acc_Qd = tl.zeros([BLOCK_Q, HEAD_DIM], tl.float32)
+        sum_Q = tl.zeros([BLOCK_Q], tl.float32)
+        max_Q = tl.zeros([BLOCK_Q], tl.float32) + LOWEST
+        for start in range(0, length, BLOCK_L):
+            k_Ld, v_Ld, is_key_L = _keys(qkv + width, start, length, width, BLOCK_L)
+            logits_QL = _logits(q_Qd, k_Ld, is_key_L, scale_Q, HAS_NORM)
+            new_max_Q = tl.maximum(max_Q, tl.max(logits_QL, axis=1))
+            p_QL = tl.exp2(logits_QL - new_max_Q[:, None])
+            shrink_Q = tl.exp2(max_Q - new_max_Q)
+            sum_Q = sum_Q * shrink_Q + tl.sum(p_QL, axis=1)
+            acc_Qd = tl.dot(p_QL.to(v_Ld.dtype), v_Ld, acc=acc_Qd * shrink_Q[:, None])
+            max_Q = new_max_Q
     o_Qd = (acc_Qd / sum_Q[:, None]).to(out.dtype.element_ty)
     out += image * length * width + head * HEAD_DIM
     tl.store(out + offs_Q[:, None] * width + offs_d[None, :], o_Qd, mask=is_query_Q1)

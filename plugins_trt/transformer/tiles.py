@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 HEAD_DIM = 64
-PROGRAMS = 132  # of a persistent kernel: multiprocessors of an H100
+PROGRAMS = {1: 132, 2: 132, 3: 126, 4: 128}
+"""Of a persistent kernel that run at once on the 132 multiprocessors of an H100, by the number of
+neighbours that share weights: these lie in one group of 16 or 18 multiprocessors."""
 
 Layer = Literal["qkv", "proj", "fc1", "fc2", "head", "silu", "ada", "gelu_erf"]
 LAYERS: tuple[Layer, ...] = get_args(Layer)
@@ -51,20 +53,24 @@ class Tile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WideTile:
-    """What one of two neighbouring programs computes of a linear layer at a time, by
+    """What one of some neighbouring programs computes of a linear layer at a time, by
     `csrc/linear.cu`; PROGRAMS programs take turns at all tiles.
 
     Attributes:
         rows, columns: of the output, BLOCK_M and BLOCK_N; multiples of 64.
+        cluster: programs, one below the other, that share the weights.
+        splits: programs that share an output tile.
         num_stages: steps of 64 values whose loads are in flight.
         cooperates: both warpgroups compute the same tile, rather than one after the other.
-        group: pairs of row tiles that are computed together, GROUP_M.
+        group: times `cluster` row tiles that are computed together, GROUP_M.
     """
 
     rows: int = 128
     columns: int
     num_stages: int
     cooperates: bool = False
+    cluster: int = 2
+    splits: int = 1
     group: int = 4
 
     @property
@@ -75,6 +81,8 @@ class WideTile:
             "BLOCK_N": self.columns,
             "BLOCK_K": 64,
             "GROUP_M": self.group,
+            "CLUSTER": self.cluster,
+            "SPLITS": self.splits,
             "STAGES": self.num_stages,
             "COOPERATES": int(self.cooperates),
         }
@@ -82,17 +90,41 @@ class WideTile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionTile:
-    """Queries of one program of the attention, and keys of one step."""
+    """Queries of one program of the attention, and keys of one step, which may be all."""
 
     queries: int
     keys: int
+    is_whole: bool = False
     num_warps: int = 4
     num_stages: int = 3
 
     @property
     def constants(self) -> dict[str, int]:
         """The kernel's compile-time parameters."""
-        return {"BLOCK_Q": self.queries, "BLOCK_L": self.keys}
+        return {"BLOCK_Q": self.queries, "BLOCK_L": self.keys, "IS_WHOLE": int(self.is_whole)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WideAttentionTile:
+    """Queries of one program of `csrc/attention.cu`, 64 for each warpgroup.
+
+    Attributes:
+        warpgroups: of the program.
+        num_stages: steps of 64 keys that fit its shared memory.
+    """
+
+    warpgroups: int
+    num_stages: int
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """The kernel's compile-time parameters, and its BLOCK_Q."""
+        return {
+            "BLOCK_Q": 64 * self.warpgroups,
+            "CLUSTER": 1,
+            "WORKERS": self.warpgroups,
+            "STAGES": self.num_stages,
+        }
 
 
 def _few(columns: int, splits: int = 1, num_stages: int = 4) -> Tile:
@@ -119,50 +151,61 @@ WIDE_128 = WideTile(columns=128, num_stages=6)
 WIDE_192 = WideTile(columns=192, num_stages=5)
 BOTH_192 = WideTile(columns=192, num_stages=5, cooperates=True)
 BOTH_256 = WideTile(columns=256, num_stages=4, cooperates=True)
+DEEP = WideTile(rows=256, columns=128, num_stages=4, cooperates=True)
+DEEP_ALONE = WideTile(rows=256, columns=128, num_stages=4, cooperates=True, cluster=1)
+# of three tiles one below the other, which are 338 rows
+TRIPLE_192 = WideTile(columns=192, num_stages=5, cooperates=True, cluster=3)
+TRIPLE_HALVES = WideTile(columns=128, num_stages=6, cooperates=True, cluster=3, splits=2)
+TRIPLE_THIRDS = WideTile(columns=128, num_stages=6, cooperates=True, cluster=3, splits=3)
+BOTH_HALVES = WideTile(columns=128, num_stages=6, cooperates=True, splits=2)
 
 TILES: dict[Layer, dict[int, dict[int, Tile | WideTile]]] = {
     "qkv": {
         0: {0: _few(32, num_stages=6), 17: _some(32), 65: LONG, 769: WIDE_192},
         1024: {
-            0: _few(32, num_stages=6), 17: _some(32), 65: LONG, 300: LARGE, 449: TALL, 769: THREE,
+            0: _few(32, num_stages=6), 17: _some(32), 65: LONG, 300: LARGE, 769: THREE,
             1537: WIDE_192,
         },
-        1280: {0: _few(64), 17: _some(64), 65: LONG, 150: LARGE, 300: THREE, 449: BOTH_192,
+        1280: {0: _few(64), 17: _some(64), 65: LONG, 150: LARGE, 449: THREE, 769: WIDE_192},
+        1664: {0: _few(64), 17: _some(64), 65: LONG, 150: LARGE, 300: TRIPLE_192, 449: BOTH_192,
                577: BOTH_256, 769: WIDE_192},
     },
     "proj": {
         0: {
             0: _few(64, 4), 33: _some(32, 4), 65: _some(32, 2), 130: _some(32), 300: SQUARE,
-            1025: LONG, 1537: LARGE, 3001: BOTH_192, 6001: WIDE_128,
+            1025: LONG, 1537: LARGE, 3001: BOTH_192, 6001: DEEP,
         },
         1024: {
             0: _few(64, 4), 33: _some(32, 4), 65: _some(32, 2), 130: _some(32), 300: SQUARE,
-            769: LONG, 1537: LARGE, 2305: BOTH_192, 3001: BOTH_256, 6001: WIDE_128,
+            769: LONG, 1537: LARGE, 2305: BOTH_192, 3001: DEEP, 6001: DEEP_ALONE,
         },
         1280: {
             0: _few(64, 4), 33: _some(32, 2), 65: _some(64, 2), 150: _some(64), 300: LONG,
-            769: LARGE, 1537: BOTH_192, 3001: WIDE_128,
+            769: LARGE, 1537: BOTH_192, 3001: DEEP_ALONE,
         },
     },
     "fc1": {
-        0: {0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 1025: TWO, 3001: WIDE_192},
+        0: {
+            0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 1025: TWO, 3001: WIDE_192,
+            6001: DEEP_ALONE,
+        },
         1024: {
-            0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 300: TALL, 769: TWO,
+            0: _few(32, num_stages=6), 17: _some(32), 73: SQUARE, 300: TALL, 449: LARGE, 769: TWO,
             1537: WIDE_128, 2305: WIDE_192,
         },
         1280: {
-            0: _few(64), 17: _some(64), 65: SQUARE, 150: LARGE, 300: THREE, 449: BOTH_192,
+            0: _few(64), 17: _some(64), 65: SQUARE, 150: LARGE, 300: TRIPLE_192, 449: BOTH_192,
             577: FLAT, 769: WIDE_128, 1537: WIDE_192,
         },
         1664: {
-            0: _few(64), 17: _some(64), 65: SQUARE, 150: LARGE, 300: THREE, 449: BOTH_256,
+            0: _few(64), 17: _some(64), 65: SQUARE, 150: LARGE, 300: THREE, 449: DEEP,
             577: FLAT, 769: WIDE_128, 1537: WIDE_192,
         },
     },
     "fc2": {
         0: {
             0: _few(32, 4), 17: _few(64, 4), 33: _some(32, 4), 130: _some(64, 2),
-            300: _some(32, 2), 600: LONG, 1537: LARGE, 3001: BOTH_192, 6001: WIDE_128,
+            300: _some(32, 2), 600: LONG, 1537: LARGE, 3001: BOTH_192, 6001: DEEP_ALONE,
         },
         1024: {
             0: _few(32, 4), 17: _few(64, 4), 33: _some(32, 4), 130: _some(64, 2),
@@ -170,7 +213,13 @@ TILES: dict[Layer, dict[int, dict[int, Tile | WideTile]]] = {
         },
         1280: {
             0: _few(64, 4), 33: _some(64, 4), 65: _some(64, 2), 150: LONG_HALVES,
-            300: TWO_HALVES, 449: WIDE_64, 577: LONG, 769: LARGE, 1537: BOTH_192,
+            300: TRIPLE_THIRDS, 385: TWO_HALVES, 449: WIDE_64, 577: LONG, 769: LARGE,
+            1537: BOTH_192, 3001: DEEP_ALONE,
+        },
+        1664: {
+            0: _few(64, 4), 33: _some(64, 4), 65: _some(64, 2), 150: LONG_HALVES,
+            300: TRIPLE_HALVES, 385: BOTH_HALVES, 577: LONG, 769: LARGE, 1537: BOTH_192,
+            3001: DEEP_ALONE,
         },
     },
     "head": {0: {0: Tile(rows=16, columns=64, depth=64, num_stages=4), 33: HEAD, 1537: WIDE_192}},
@@ -186,10 +235,25 @@ NORM_BLOCKS = {0: 1024, 1025: 2048, 2049: 4096}
 
 ATTENTION_TILES = {
     0: AttentionTile(queries=16, keys=16, num_warps=2, num_stages=1),
-    17: AttentionTile(queries=64, keys=64),
-    256: AttentionTile(queries=128, keys=64, num_warps=8),
+    17: AttentionTile(queries=16, keys=64, is_whole=True),
+    65: AttentionTile(queries=32, keys=128, is_whole=True),
+    129: AttentionTile(queries=64, keys=64),
 }
-"""By number of tokens from which on."""
+"""By number of tokens from which on; of unit-length queries and keys."""
+
+PLAIN_ATTENTION_TILES = {
+    0: AttentionTile(queries=16, keys=64, is_whole=True),
+    65: AttentionTile(queries=32, keys=128, is_whole=True),
+    129: AttentionTile(queries=64, keys=256, is_whole=True),
+    257: AttentionTile(queries=64, keys=64),
+}
+
+_ONE = WideAttentionTile(warpgroups=1, num_stages=1)
+_TWO = WideAttentionTile(warpgroups=2, num_stages=4)
+WIDE_ATTENTION_TILES = {17: _ONE, 65: _TWO, 129: _ONE, 193: _TWO}
+"""The same of both, where there are at least MANY_PROGRAMS; 169 tokens fill three blocks of 64."""
+
+MANY_PROGRAMS = 256  # two for most multiprocessors
 
 ROW_BLOCK = 1024
 """Values of a row that a program of the kernels around Hi-MAR's passes holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,10 +16,11 @@ from runtime.launches import KernelTable
 Part = Literal["sampling", "decoder", "transformer", "glue"]
 
 C_TYPES: dict[str, Any] = {
-    "pointer": ctypes.c_void_p,
+    "pointer": ctypes.c_uint64,
     "i32": ctypes.c_int32,
     "fp32": ctypes.c_float,
 }
+HALF = 2  # bytes
 
 
 class Kernels(Protocol):
@@ -71,17 +73,46 @@ class KernelLibrary:
         self, name: str, grid: Sequence[int], stream: int, arguments: Mapping[str, int | float]
     ) -> None:
         entry = self.table[name]
-        kinds = [C_TYPES[kind] for kind in entry["parameters"].values()]
-        values = [arguments.get(parameter, 0) for parameter in entry["parameters"]]
         if unknown := set(arguments) - set(entry["parameters"]):
             raise ValueError(f"kernel {name} has no parameters {sorted(unknown)}")
+        values = [self._value(entry, parameter, arguments) for parameter in entry["parameters"]]
+        addresses = (ctypes.c_void_p * len(values))(
+            *(v.getPtr() if hasattr(v, "getPtr") else ctypes.addressof(v) for v in values)
+        )
         self._call(
             "cuLaunchKernelEx",
             self._configuration(entry, grid, stream),
             self._functions[name],
-            (tuple(values), tuple(kinds)),
+            ctypes.addressof(addresses),
             0,
         )
+
+    def _value(
+        self, entry: Mapping[str, Any], parameter: str, arguments: Mapping[str, int | float]
+    ) -> Any:
+        """What the kernel is passed for a parameter."""
+        kind, value = entry["parameters"][parameter], arguments.get(parameter, 0)
+        if kind != "tensor_map":
+            return C_TYPES[kind](value)
+        of, cuda = entry["tensor_maps"][parameter], self._cuda
+        sizes = [times * (1 if name is None else arguments[name]) for times, name in of["sizes"]]
+        strides = [HALF * math.prod(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        swizzle = f"CU_TENSOR_MAP_SWIZZLE_{HALF * of['box'][0]}B"
+        (tensor_map,) = self._call(
+            "cuTensorMapEncodeTiled",
+            cuda.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            len(sizes),
+            int(value),
+            [cuda.cuuint64_t(size) for size in sizes],
+            [cuda.cuuint64_t(stride) for stride in strides],
+            [cuda.cuuint32_t(size) for size in of["box"]],
+            [cuda.cuuint32_t(1)] * len(sizes),
+            cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            getattr(cuda.CUtensorMapSwizzle, swizzle),
+            cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+            cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+        return tensor_map
 
     def _configuration(self, entry: Mapping[str, Any], grid: Sequence[int], stream: int) -> Any:
         cuda, config = self._cuda, self._cuda.CUlaunchConfig()

@@ -291,7 +291,7 @@ class Layout:
         return Launch(kernel, noted.grid, arguments)
 
     def _argument(self, kind: str, value: int | float) -> Argument:
-        if kind == "pointer":
+        if kind in ("pointer", "tensor_map"):
             assert isinstance(value, int)
             return self.pointer(value) if value else NULL
         return float(value) if kind == "fp32" else int(value)

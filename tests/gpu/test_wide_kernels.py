@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -35,8 +34,9 @@ EPILOGUES = {"plain": 0, "gelu": 1, "residual": 2, "silu": 3, "gelu_erf": 4}
 GATES_AT = 64
 
 
-def names(aot: ModuleType) -> list[str]:
-    return [unit.name for unit in aot.units() if isinstance(unit, cuda.CudaUnit)]
+def names(aot: ModuleType, function: str) -> list[str]:
+    units = (unit for unit in aot.units() if isinstance(unit, cuda.CudaUnit))
+    return [unit.name for unit in units if unit.function == f"{function}_kernel"]
 
 
 @pytest.fixture(scope="module")
@@ -57,24 +57,30 @@ class Output:
         self._all = torch.full((count + GUARD,), torch.nan, dtype=dtype, device="cuda")
         self.values = self._all[:count].view(shape)
 
+    @property
+    def is_guarded(self) -> bool:
+        return bool(self._all[-GUARD:].isnan().all())
+
     def check(self, expected: Tensor, limit: float = RMS) -> None:
-        assert self._all[-GUARD:].isnan().all(), "written behind the output"
+        assert self.is_guarded, "written behind the output"
         error = (self.values.float() - expected).norm() / expected.norm()
         assert error < limit, f"relative error {error:.2g}"
 
 
 def launch(
-    kernels: KernelLibrary, name: str, clusters: int, arguments: Mapping[str, Tensor | int]
+    kernels: KernelLibrary,
+    name: str,
+    grid: tuple[int, ...],
+    arguments: Mapping[str, Tensor | int],
 ) -> None:
-    entry: Mapping[str, Any] = kernels.table[name]
-    programs, cluster = entry["programs"], entry["cluster"]
-    scratch = Output(programs * entry["scratch_bytes"] // 2)
     addresses = {
         key: value.data_ptr() if isinstance(value, Tensor) else value
-        for key, value in {**arguments, "global_scratch": scratch.values}.items()
+        for key, value in arguments.items()
     }
     stream = torch.cuda.current_stream().cuda_stream
-    kernels.launch(name, (min(cluster * clusters, programs),), stream, addresses)
+    if most := kernels.table[name].get("programs"):
+        grid = (min(grid[0], most),)
+    kernels.launch(name, grid, stream, addresses)
     torch.cuda.synchronize()
 
 
@@ -92,7 +98,7 @@ def half(*shape: int) -> Tensor:
         (9001, 256, 192, 1088),
     ],
 )
-@pytest.mark.parametrize("name", names(transformer_aot))
+@pytest.mark.parametrize("name", names(transformer_aot, "wide"))
 def test_linear_layers(
     transformer: KernelLibrary, name: str, rows: int, length: int, depth: int, width: int
 ) -> None:
@@ -121,14 +127,45 @@ def test_linear_layers(
     sizes = {"rows": rows, "length": length, "depth": depth, "width": width}
     places = {"ada_stride": ada.stride(0), "gate_at": GATES_AT}
     tensors = {"x": x, "ada": ada, "weights": weights, "bias": bias, "residual": residual}
-    cluster = transformer.table[name]["cluster"]
-    clusters = blocks(rows, cluster * of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
-    launch(transformer, name, clusters, {**tensors, "out": out.values, **sizes, **places})
+    tiles = blocks(rows, of["CLUSTER"] * of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
+    tiles *= of["CLUSTER"]
+    sums = Output(tiles, of["SPLITS"], of["BLOCK_M"], of["BLOCK_N"], dtype=torch.float32)
+    arrivals = torch.zeros(tiles, 1 + of["COOPERATES"], dtype=torch.int32, device="cuda")
+    written = {"out": out.values, "partials": sums.values, "arrivals": arrivals}
+    for _ in range(2):
+        programs = (tiles * of["SPLITS"],)
+        launch(transformer, name, programs, {**tensors, **written, **sizes, **places})
+        out.check(y)
+        assert not arrivals.any()
+    assert sums.is_guarded
+
+
+@pytest.mark.parametrize("length", [1, 17, 64, 65, 100, 169, 256, 300, 1000])
+@pytest.mark.parametrize("name", names(transformer_aot, "wide_attention"))
+def test_attention(transformer: KernelLibrary, name: str, length: int) -> None:
+    of = transformer.table[name]["constants"]
+    torch.manual_seed(0)
+    images, heads = 3, 5
+    qkv, scale = half(images, length, 3, heads, 64), 20 * torch.rand(heads, device="cuda") + 1
+    out = Output(images, length, heads * 64)
+    q, k, v = qkv.float().permute(2, 0, 3, 1, 4)
+    if of["HAS_NORM"]:
+        q, k = F.normalize(q, dim=-1) * scale[:, None, None], F.normalize(k, dim=-1)
+    else:
+        q = q / 8
+    y = ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    qkv[1] = torch.nan  # an image is not read for another one
+    sizes = {"length": length, "width": heads * 64, "images": images}
+    arguments = {"qkv": qkv, "scale_mul": scale, "out": out.values, **sizes}
+    grid = (blocks(length, of["BLOCK_Q"]), heads, images)
+    launch(transformer, name, grid, arguments)
+    assert out.values[1].isnan().all()
+    out.values[1] = y[1]
     out.check(y)
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 1, 1), (3, 20, 37), (5, 64, 72)])
-@pytest.mark.parametrize("name", names(decoder_aot))
+@pytest.mark.parametrize("name", names(decoder_aot, "wide_conv"))
 def test_convolutions(
     decoder: KernelLibrary, name: str, batch: int, height: int, width: int
 ) -> None:
@@ -150,12 +187,12 @@ def test_convolutions(
     tiles = blocks(height, of["TILE_H"]) * blocks(width, of["TILE_W"])
     out = Output(*y.shape)
     sums = Output(batch, phases * tiles, 2, cout, dtype=torch.float32)
-    clusters = blocks(tiles * batch, decoder.table[name]["cluster"]) * phases
-    clusters *= blocks(cout, of["BLOCK_N"])
+    clusters = blocks(tiles * batch, of["CLUSTER"]) * phases * blocks(cout, of["BLOCK_N"])
     tensors = {"x": x, "weights": weights, "bias": bias, "residual": residual}
+    tensors |= {"x_rest": x, "weights_rest": weights}
     written = {"out": out.values, "sums": sums.values}
     sizes = {"batch": batch, "height": height, "width": width}
-    launch(decoder, name, clusters, {**tensors, **written, **sizes})
+    launch(decoder, name, (of["CLUSTER"] * clusters,), {**tensors, **written, **sizes})
     out.check(y)
     if of["HAS_SUMS"]:
         stored = out.values.float().flatten(1, 2)

@@ -7,8 +7,10 @@
 // stages in shared memory, each with a barrier that its copies complete (full) and one that its readers do
 // (empty).
 //
-// Two neighbouring programs (a cluster) compute tiles that share their columns: each asks for half of
-// the weights, which arrive at both. All they have to wait for is each other's readers.
+// Neighbouring programs (a cluster of CLUSTER) compute tiles that share their columns: each asks for a part
+// of the weights, which arrives at all. All they have to wait for is each other's readers.
+//
+// Compile-time: CLUSTER.
 #pragma once
 
 using u16 = unsigned short;
@@ -19,12 +21,10 @@ using u64 = unsigned long long;
 
 constexpr int WARPGROUP = 128;  // threads
 constexpr int THREADS = 3 * WARPGROUP;
-constexpr int CLUSTER = 2;              // programs that share weights
 constexpr int PRODUCER_REGISTERS = 24;  // of a thread: all 65,536 of a multiprocessor are given out
 constexpr int CONSUMER_REGISTERS = 240;
 constexpr int DEPTH = 64;        // float16 values of a stage's rows: 128 bytes, the swizzle's span
 constexpr int K = 16;            // depth of one instruction
-constexpr int MAP_NBYTES = 128;  // of a tensor map
 constexpr int ALIGNMENT = 1024;  // of a stage, in bytes: the swizzle's period
 constexpr int ROW_NBYTES = DEPTH * 2;
 constexpr int BARRIERS_NBYTES = ALIGNMENT;  // of what lies before the stages
@@ -49,8 +49,12 @@ DEVICE void publish_barriers() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// Arrives at the same barrier of both programs.
-DEVICE void arrive_at_both(u32 barrier) {
+DEVICE void arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives at the same barrier of all programs of the cluster.
+DEVICE void arrive_at_all(u32 barrier) {
 #pragma unroll
     for (u32 rank = 0; rank < CLUSTER; ++rank)
         asm volatile(
@@ -84,14 +88,14 @@ DEVICE u32 rank_in_cluster() {
     return rank;
 }
 
-// All threads of both programs that have not ended.
+// All threads of the cluster that have not ended.
 DEVICE void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// The threads of one of the two consuming warpgroups.
-DEVICE void sync_warpgroup(int consumer) {
-    asm volatile("bar.sync %0, %1;" ::"r"(consumer + 1), "n"(WARPGROUP) : "memory");
+// The threads of one warpgroup.
+DEVICE void sync_warpgroup(int number) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number + 1), "n"(WARPGROUP) : "memory");
 }
 
 // Turns of the two consuming warpgroups at waiting for stages. Without them one could take a stage's
@@ -114,90 +118,46 @@ DEVICE void give_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
-// --- tensor maps: how the copy engine reads a float16 array of RANK dimensions
+// --- tensor maps: how the copy engine reads an array
 
-template <int RANK>
-struct Array {
-    const void* data;
-    u32 size[RANK];        // innermost first
-    u64 stride[RANK - 1];  // bytes, from the second dimension on
-    u32 box[RANK];         // of one copy; its rows have 64 or 128 bytes, the swizzle's span
+// A parameter of a kernel; whoever launches it makes the map, as `cuda.TensorMap` says.
+struct alignas(64) TensorMap {
+    u64 opaque[16];
 };
 
-#define REPLACE(field, type) "tensormap.replace.tile." field ".shared::cta.b1024." type " [%0], "
-
-// Dimension I of the tensor map at an address in shared memory, and those after it.
-template <int I, int RANK>
-DEVICE void describe_dimensions(u32 map, const Array<RANK>& array) {
-    asm volatile(REPLACE("box_dim", "b32") "%1, %2;" ::"r"(map), "n"(I), "r"(array.box[I]) : "memory");
-    asm volatile(REPLACE("global_dim", "b32") "%1, %2;" ::"r"(map), "n"(I), "r"(array.size[I]) : "memory");
-    asm volatile(REPLACE("element_stride", "b32") "%1, %2;" ::"r"(map), "n"(I), "r"(1) : "memory");
-    if constexpr (I + 1 < RANK) {
-        asm volatile(REPLACE("global_stride", "b64") "%1, %2;" ::"r"(map), "n"(I), "l"(array.stride[I])
-                     : "memory");
-        describe_dimensions<I + 1>(map, array);
-    }
+DEVICE void prefetch_map(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
-
-// Drafts a tensor map in shared memory; called by a whole warp. What lies outside the array is read as zero.
-template <int RANK>
-DEVICE void draft_map(char* shared, const Array<RANK>& array) {
-    const u32 at = shared_address(shared), lane = threadIdx.x % 32;
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + 4 * lane), "r"(0) : "memory");
-    __syncwarp();
-    if (lane == 0) {
-        asm volatile(REPLACE("global_address", "b64") "%1;" ::"r"(at), "l"(array.data) : "memory");
-        asm volatile(REPLACE("rank", "b32") "%1;" ::"r"(at), "n"(RANK - 1) : "memory");
-        describe_dimensions<0>(at, array);
-        asm volatile(REPLACE("elemtype", "b32") "6;" ::"r"(at) : "memory");  // float16
-        if (array.box[0] == DEPTH)
-            asm volatile(REPLACE("swizzle_mode", "b32") "3;" ::"r"(at) : "memory");  // 128 bytes
-        else
-            asm volatile(REPLACE("swizzle_mode", "b32") "2;" ::"r"(at) : "memory");  // 64 bytes
-    }
-    __syncwarp();
-}
-
-// Copies drafts to device memory, where the copy engine may read them for this warp from then on.
-template <int COUNT>
-DEVICE void publish_maps(char* maps, const char* drafts) {
-#pragma unroll
-    for (int i = 0; i < COUNT * MAP_NBYTES; i += MAP_NBYTES)
-        asm volatile(
-            "tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned "
-            "[%0], [%1], 128;" ::"l"(maps + i),
-            "r"(shared_address(drafts + i))
-            : "memory");
-#pragma unroll
-    for (int i = 0; i < COUNT * MAP_NBYTES; i += MAP_NBYTES)
-        asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(maps + i) : "memory");
-}
-
-#undef REPLACE
 
 #define COPY(dimensions) \
     "cp.async.bulk.tensor." dimensions ".shared::cluster.global.mbarrier::complete_tx::bytes"
 
-DEVICE void copy_tile(u32 to, const void* map, u32 barrier, int x, int y) {
-    asm volatile(COPY("2d") " [%0], [%1, {%3, %4}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(x), "r"(y)
+DEVICE void copy_tile(u32 to, const TensorMap& map, u32 barrier, int x, int y) {
+    asm volatile(COPY("2d") " [%0], [%1, {%3, %4}], [%2];" ::"r"(to), "l"(&map), "r"(barrier), "r"(x), "r"(y)
                  : "memory");
 }
 
-DEVICE void copy_tile(u32 to, const void* map, u32 barrier, int c, int x, int y, int image) {
-    asm volatile(COPY("4d") " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(c),
+DEVICE void copy_tile(u32 to, const TensorMap& map, u32 barrier, int x, int y, int z) {
+    asm volatile(COPY("3d") " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to), "l"(&map), "r"(barrier), "r"(x),
+                 "r"(y), "r"(z)
+                 : "memory");
+}
+
+DEVICE void copy_tile(u32 to, const TensorMap& map, u32 barrier, int c, int x, int y, int image) {
+    asm volatile(COPY("4d") " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to), "l"(&map), "r"(barrier), "r"(c),
                  "r"(x), "r"(y), "r"(image)
                  : "memory");
 }
 
-// The same to the same places of both programs.
-DEVICE void copy_to_both(u32 to, const void* map, u32 barrier, int x, int y) {
-    asm volatile(COPY("2d") ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to), "l"(map),
+// The same to the same places of all programs of the cluster.
+DEVICE void copy_to_all(u32 to, const TensorMap& map, u32 barrier, int x, int y) {
+    asm volatile(COPY("2d") ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to), "l"(&map),
                  "r"(barrier), "r"(x), "r"(y), "h"(u16((1 << CLUSTER) - 1))
                  : "memory");
 }
 
-DEVICE void copy_to_both(u32 to, const void* map, u32 barrier, int c, int x, int y) {
-    asm volatile(COPY("3d") ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to), "l"(map),
+DEVICE void copy_to_all(u32 to, const TensorMap& map, u32 barrier, int c, int x, int y) {
+    asm volatile(COPY("3d") ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to), "l"(&map),
                  "r"(barrier), "r"(c), "r"(x), "r"(y), "h"(u16((1 << CLUSTER) - 1))
                  : "memory");
 }
@@ -210,9 +170,6 @@ DEVICE void copy_to_both(u32 to, const void* map, u32 barrier, int c, int x, int
 DEVICE char* align_stages(char* memory) {
     return memory + (ALIGNMENT - shared_address(memory) % ALIGNMENT) % ALIGNMENT;
 }
-
-// Memory for up to four tensor maps, behind the barriers.
-DEVICE char* draft_of(char* memory) { return memory + BARRIERS_NBYTES / 2; }
 
 // READERS: warpgroups of a program that read each stage.
 template <int COUNT, int NBYTES, int READERS = 1>
@@ -276,6 +233,12 @@ DEVICE float2 unpack(u32 both) {
 DEVICE float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+DEVICE float tanh_approx(float x) {  // relative error 2^-11
+    float y;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

@@ -1,13 +1,14 @@
 // Convolution of many pixels on Hopper; arguments as of `conv_kernel` in `plugins_trt/decoder/kernel.py`, and
-// the number of images; `scratch` is for tensor maps: NUM_MAPS of each program.
+// the number of images, with tensor maps in place of `x` and `weights`: of all channels of a step, and of
+// those of the rest, if there is one.
 //
 // Grid (an even number,), programs which compute one tile after the other: BLOCK_M pixels, 16 to a row, and
 // BLOCK_N output channels. Neighbouring programs compute neighbouring tiles, and the same weights pass
 // through both. The copy engine reads a tap of the pixels as a box of the map, moved by a pixel; beyond the
 // map it reads zeros.
 //
-// Compile-time: NAME of the kernel; CIN, COUT, SIDE, UPSAMPLES, HAS_RESIDUAL, HAS_SUMS; TILE_H, TILE_W and
-// BLOCK_N of a tile; STAGES.
+// Compile-time: NAME of the kernel; CLUSTER; CIN, COUT, SIDE, UPSAMPLES, HAS_RESIDUAL, HAS_SUMS; TILE_H,
+// TILE_W and BLOCK_N of a tile; STAGES.
 #include "hopper.cuh"
 #include "wgmma.h"
 
@@ -22,11 +23,10 @@ constexpr int NUM_N = (COUT + BLOCK_N - 1) / BLOCK_N;
 constexpr int FULL_STEPS = CIN / DEPTH * TAPS;  // all taps of DEPTH channels come before other channels
 constexpr int REST = CIN % DEPTH;               // channels left; a step has two taps of them
 constexpr int STEPS = FULL_STEPS + (REST ? (TAPS + 1) / 2 : 0);
-constexpr int NUM_MAPS = REST ? 4 : 2;
 constexpr int X_NBYTES = BLOCK_M * ROW_NBYTES, W_NBYTES = BLOCK_N * ROW_NBYTES;
 constexpr int STAGE_NBYTES = X_NBYTES + W_NBYTES;
 constexpr int W_ROWS = BLOCK_N / CLUSTER;  // of the weights, that one program asks for
-static_assert(TILE_W == 16 && BLOCK_M % 64 == 0 && BLOCK_N % CHUNK == 0 && COUT % CHUNK == 0);
+static_assert(CLUSTER == 2 && TILE_W == 16 && BLOCK_M % 64 == 0 && BLOCK_N % CHUNK == 0 && COUT % CHUNK == 0);
 static_assert(W_ROWS * ROW_NBYTES % ALIGNMENT == 0 && (REST == 0 || REST == DEPTH / 2));
 using Stages = Ring<STAGES, STAGE_NBYTES>;
 
@@ -53,40 +53,29 @@ struct Tile {
     }
 };
 
-// Makes maps of pixels and weights: all channels of a step, then those of the rest.
-DEVICE void make_maps(char* maps, char* draft, const u16* x, const u16* weights, const Map& map) {
-    const u64 pixel = 2 * CIN;
-    const u32 width = map.width, height = map.height, batch = map.batch;
-#pragma unroll
-    for (int i = 0; i < NUM_MAPS; i += 2) {
-        const u32 channels = i ? REST : DEPTH;
-        draft_map<4>(draft + i * MAP_NBYTES, {x,
-                                              {CIN, width, height, batch},
-                                              {pixel, pixel * width, pixel * width * height},
-                                              {channels, TILE_W, TILE_H, 1}});
-        draft_map<3>(draft + (i + 1) * MAP_NBYTES,
-                     {weights, {CIN, TAPS, PHASES * COUT}, {pixel, pixel * TAPS}, {channels, 1, W_ROWS}});
-    }
-    publish_maps<NUM_MAPS>(maps, draft);
-}
+// What the copy engine reads: all channels of a step, and those of the rest.
+struct Sources {
+    const TensorMap &x, &weights, &x_rest, &weights_rest;
+};
 
 // Asks for the tiles of all steps.
-DEVICE void copy_steps(Stages& ring, const char* maps, const Tile& at) {
+DEVICE void copy_steps(Stages& ring, const Sources& from, const Tile& at) {
     // the first tap reads the pixel that lies this far below and to the right
     const int top = at.y + (UPSAMPLES ? at.phase / 2 - 1 : -(SIDE / 2));
     const int left = at.x + (UPSAMPLES ? at.phase % 2 - 1 : -(SIDE / 2));
     const int first = W_ROWS * rank_in_cluster();
     // some channels of a tap; `part` is which half of the stage, if they do not fill it
-    const auto copy = [&](const char* x_map, int channels, int part, int tap, int channel) {
+    const auto copy = [&](const TensorMap& x_map, const TensorMap& w_map, int channels, int part, int tap,
+                          int channel) {
         const u32 x = ring.data() + part * X_NBYTES / 2, w = ring.data() + X_NBYTES + part * W_NBYTES / 2;
         copy_tile(x, x_map, ring.full(), channel, left + tap % TAPS_SIDE, top + tap / TAPS_SIDE, at.image);
-        copy_to_both(w + first * 2 * channels, x_map + MAP_NBYTES, ring.full(), channel, tap,
-                     at.phase * COUT + at.n + first);
+        copy_to_all(w + first * 2 * channels, w_map, ring.full(), channel, tap,
+                    at.phase * COUT + at.n + first);
     };
     for (int step = 0; step < FULL_STEPS; ++step, ++ring.step) {
         wait(ring.empty(), ring.parity() ^ 1);
         expect(ring.full(), STAGE_NBYTES);
-        copy(maps, DEPTH, 0, step % TAPS, step / TAPS * DEPTH);
+        copy(from.x, from.weights, DEPTH, 0, step % TAPS, step / TAPS * DEPTH);
     }
     if constexpr (REST > 0)
         for (int tap = 0; tap < TAPS; tap += 2, ++ring.step) {
@@ -94,7 +83,7 @@ DEVICE void copy_steps(Stages& ring, const char* maps, const Tile& at) {
             wait(ring.empty(), ring.parity() ^ 1);
             expect(ring.full(), count * STAGE_NBYTES / 2);
             for (int part = 0; part < count; ++part)
-                copy(maps + 2 * MAP_NBYTES, REST, part, tap + part, CIN - REST);
+                copy(from.x_rest, from.weights_rest, REST, part, tap + part, CIN - REST);
         }
 }
 
@@ -120,7 +109,7 @@ DEVICE u32 multiply(float (&acc)[PARTS][BLOCK_N / 2], Stages& ring) {
     const auto end = [&] {
         commit_products();
         wait_for_products<1>();
-        if (before && threadIdx.x % 32 == 0) arrive_at_both(before);
+        if (before && threadIdx.x % 32 == 0) arrive_at_all(before);
         before = ring.empty();
         ++ring.step;
     };
@@ -253,8 +242,9 @@ DEVICE void write_sums(const float* sums, float* out, int n) {
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
-    NAME(const u16* x, const u16* weights, const float* bias, const u16* residual, u16* out, float* sums,
-         int batch, int height, int width, char* scratch, char*) {
+    NAME(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights, const float* bias,
+         const u16* residual, u16* out, float* sums, int batch, int height, int width,
+         const __grid_constant__ TensorMap x_rest, const __grid_constant__ TensorMap weights_rest) {
     char* const memory = align_stages(global_smem);
     Stages ring(memory);
     if (threadIdx.x == 0) ring.init();
@@ -264,11 +254,9 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     const int warpgroup = threadIdx.x / WARPGROUP, first = blockIdx.x / CLUSTER, pairs = gridDim.x / CLUSTER;
     if (warpgroup == 0) {
         give_registers<PRODUCER_REGISTERS>();
-        if (threadIdx.x >= 32) return;
-        char* const maps = scratch + NUM_MAPS * MAP_NBYTES * blockIdx.x;
-        make_maps(maps, draft_of(memory), x, weights, map);
         if (threadIdx.x > 0) return;
-        for (int pair = first; pair < map.num_pairs(); pair += pairs) copy_steps(ring, maps, Tile(pair, map));
+        const Sources from{x, weights, x_rest, weights_rest};
+        for (int pair = first; pair < map.num_pairs(); pair += pairs) copy_steps(ring, from, Tile(pair, map));
     } else {
         take_registers<CONSUMER_REGISTERS>();
         const int consumer = warpgroup - 1, warp = threadIdx.x % WARPGROUP / 32;
@@ -287,7 +275,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
             const u32 last = multiply(acc, ring);
             pass_turn(consumer);
             wait_for_products<0>();
-            if (threadIdx.x % 32 == 0) arrive_at_both(last);
+            if (threadIdx.x % 32 == 0) arrive_at_all(last);
 
             const Tile at(pair, map);
             finish(acc, Pixels(at, map), at.n, bias, residual, out, sums_of + warp * WARP_SUMS);

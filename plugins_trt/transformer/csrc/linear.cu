@@ -1,11 +1,14 @@
 // A linear layer of many rows, and what follows it, on Hopper; arguments as of `linear_kernel` in
-// `plugins_trt/transformer/kernel.py`, `scratch` being for tensor maps: two of each program.
+// `plugins_trt/transformer/kernel.py`, with tensor maps in place of `x` and `weights`.
 //
-// Grid (an even number,): neighbouring programs compute tiles one below the other, and the same columns of
-// the weights pass through both; then the next such pair of tiles.
+// Grid (a multiple of CLUSTER,): neighbouring programs compute tiles one below the other, and the same
+// columns of the weights pass through all; then the next such group of tiles. With SPLITS > 1, groups that
+// share their tiles each add up some of `depth`; of every tile the program that arrives last adds the partial
+// sums, always in the same order. `partials`: (tiles, SPLITS, BLOCK_M, BLOCK_N) float32, as the threads hold
+// them; `arrivals`: (tiles, WORKERS) int32, zero before and after.
 //
-// Compile-time: NAME of the kernel; BLOCK_M, BLOCK_N of a tile; GROUP_M; STAGES; EPILOGUE; HAS_LOW;
-// COOPERATES, whether the two warpgroups share a tile.
+// Compile-time: NAME of the kernel; BLOCK_M, BLOCK_N of a tile; GROUP_M; CLUSTER; SPLITS; STAGES; EPILOGUE;
+// HAS_LOW; COOPERATES, whether the two warpgroups share a tile.
 #include "hopper.cuh"
 #include "wgmma.h"
 
@@ -16,55 +19,101 @@ constexpr int WORKERS = COOPERATES ? 2 : 1;    // warpgroups of a tile, each of 
 constexpr int PARTS = BLOCK_M / WORKERS / 64;  // of a warpgroup: instructions that share the weights
 constexpr int ROWS = 2 * PARTS;                // of a tile that a thread has values of, 8 and 64 apart
 constexpr int CHUNK = 32;                      // columns that a thread finishes at once, for four threads
-constexpr int BOX_NBYTES = DEPTH * 128;        // of weights: 64 columns, all of a stage's depth
-constexpr int BOX_DEPTH = DEPTH / CLUSTER;     // of these, what one program asks for
+constexpr int BOXES = BLOCK_N / 64;
+constexpr int BOX_NBYTES = DEPTH * 128;  // of weights: 64 columns, all of a stage's depth
+// of a box, so that programs ask for as much each, where that is possible
+constexpr int SLICES = BOXES % CLUSTER && CLUSTER != 3 ? CLUSTER : 1;
+constexpr int SLICE = DEPTH / SLICES;  // depth
 constexpr int X_NBYTES = BLOCK_M * ROW_NBYTES;
-constexpr int STAGE_NBYTES = X_NBYTES + BLOCK_N / 64 * BOX_NBYTES;
-constexpr int HALVES = HAS_LOW ? 2 : 1;  // of x and weights: rounded values, and what these lack
+constexpr int STAGE_NBYTES = X_NBYTES + BOXES * BOX_NBYTES;
 // whether registers are left for what the next chunk needs
 constexpr bool LOADS_AHEAD = EPILOGUE != RESIDUAL || PARTS * BLOCK_N <= 256;
 static_assert(BLOCK_M % (WORKERS * 64) == 0 && BLOCK_N % 64 == 0);
+static_assert(SPLITS == 1 || !HAS_LOW);
 using Stages = Ring<STAGES, STAGE_NBYTES, WORKERS>;
 
 struct Tile {
     int m, n;  // first row and column
 };
 
-DEVICE int count_pairs(int rows, int width) {
-    return (rows + CLUSTER * BLOCK_M - 1) / (CLUSTER * BLOCK_M) * ((width + BLOCK_N - 1) / BLOCK_N);
-}
+// What the programs of a cluster do in turn.
+struct Work {
+    int num_m, num_n;  // tiles, groups of CLUSTER counted once
+    int steps;         // of all splits
 
-// This program's tile of a pair: GROUP_M pairs of row tiles take turns, so that they share weights in the
-// cache.
-DEVICE Tile locate(int pair, int rows, int width) {
-    const int num_m = (rows + CLUSTER * BLOCK_M - 1) / (CLUSTER * BLOCK_M);
-    const int num_n = (width + BLOCK_N - 1) / BLOCK_N;
-    const int group = pair / (GROUP_M * num_n), within = pair % (GROUP_M * num_n);
-    const int size = min(num_m - group * GROUP_M, GROUP_M);
-    const int m = group * GROUP_M + within % size;
-    return {(m * CLUSTER + int(rank_in_cluster())) * BLOCK_M, within / size * BLOCK_N};
-}
+    DEVICE Work(int rows, int depth, int width)
+        : num_m((rows + CLUSTER * BLOCK_M - 1) / (CLUSTER * BLOCK_M)),
+          num_n((width + BLOCK_N - 1) / BLOCK_N),
+          steps((HAS_LOW ? 3 : 1) * depth / DEPTH) {}
 
-// Asks for the tiles of all steps of a pair. With HAS_LOW, high times high, high times low, and low times
-// high halves.
-DEVICE void copy_steps(Stages& ring, const void* x_map, const void* w_map, Tile at, int depth) {
-    const int first = BOX_DEPTH * rank_in_cluster();
-    for (int k = 0; k < (HAS_LOW ? 3 : 1) * depth; k += DEPTH, ++ring.step) {
-        const int x_k = HAS_LOW && k >= depth ? k - depth : k;
-        const int w_k = HAS_LOW && k >= 2 * depth ? k - 2 * depth : k;
-        wait(ring.empty(), ring.parity() ^ 1);
-        expect(ring.full(), STAGE_NBYTES);
-        copy_tile(ring.data(), x_map, ring.full(), x_k, at.m);
+    DEVICE static int first() { return blockIdx.x / CLUSTER; }
+    DEVICE static int stride() { return gridDim.x / CLUSTER; }
+    DEVICE int count() const { return num_m * num_n * SPLITS; }
+    DEVICE int steps_of_split() const { return (steps + SPLITS - 1) / SPLITS; }
+    DEVICE int first_step(int item) const { return item % SPLITS * steps_of_split(); }
+    DEVICE int num_steps(int item) const { return max(0, min(steps_of_split(), steps - first_step(item))); }
+
+    // This program's tile: GROUP_M groups of row tiles take turns, so that they share weights in the cache.
+    DEVICE Tile tile(int item) const {
+        item /= SPLITS;
+        const int group = item / (GROUP_M * num_n), within = item % (GROUP_M * num_n);
+        const int size = min(num_m - group * GROUP_M, GROUP_M);
+        const int m = group * GROUP_M + within % size;
+        return {(m * CLUSTER + int(rank_in_cluster())) * BLOCK_M, within / size * BLOCK_N};
+    }
+
+    // Its number among all.
+    DEVICE int number(int item) const { return item / SPLITS * CLUSTER + int(rank_in_cluster()); }
+};
+
+// Asks for a step's weights, all columns of a tile. With HAS_LOW, high halves of x are multiplied with high
+// and low ones of the weights, and low with high.
+DEVICE void copy_weights(const Stages& ring, const TensorMap& weights, int n, int k, int depth) {
+    const int w_k = HAS_LOW && k >= 2 * depth ? k - 2 * depth : k;
+    expect(ring.full(), STAGE_NBYTES);
 #pragma unroll
-        for (int box = 0; box < BLOCK_N / 64; ++box)
-            copy_to_both(ring.data() + X_NBYTES + box * BOX_NBYTES + first * ROW_NBYTES, w_map, ring.full(),
-                         at.n + 64 * box, w_k + first);
+    for (int i = 0; i < BOXES * SLICES; i += CLUSTER) {
+        const int piece = i + rank_in_cluster(), box = piece / SLICES, from = piece % SLICES * SLICE;
+        if (box < BOXES)
+            copy_to_all(ring.data() + X_NBYTES + box * BOX_NBYTES + from * ROW_NBYTES, weights, ring.full(),
+                        n + 64 * box, w_k + from);
     }
 }
 
-// Returns the barrier of the stage that is still being read.
+DEVICE void copy_x(const Stages& ring, const TensorMap& x, int m, int k, int depth) {
+    copy_tile(ring.data(), x, ring.full(), HAS_LOW && k >= depth ? k - depth : k, m);
+}
+
+// Asks for all that a program reads. The weights of the first steps, which no kernel writes, do not wait for
+// the kernel before.
+DEVICE void copy_all(Stages& ring, const TensorMap& x, const TensorMap& weights, const Work& work,
+                     int depth) {
+    int item = Work::first(), asked = min(STAGES, work.num_steps(item));
+    Stages early = ring;
+    for (; early.step < asked; ++early.step)
+        copy_weights(early, weights, work.tile(item).n, (work.first_step(item) + early.step) * DEPTH, depth);
+    wait_for_kernel_before();
+    let_next_kernel_start();
+    for (; item < work.count(); item += Work::stride(), asked = 0) {
+        const Tile at = work.tile(item);
+        const int first = work.first_step(item), steps = work.num_steps(item);
+        for (int step = 0; step < steps; ++step, ++ring.step) {
+            const int k = (first + step) * DEPTH;
+            if (step >= asked) {
+                wait(ring.empty(), ring.parity() ^ 1);
+                copy_weights(ring, weights, at.n, k, depth);
+            }
+            copy_x(ring, x, at.m, k, depth);
+        }
+    }
+}
+
+// Returns the barrier of the stage that is still being read; 0 = there was no step.
 DEVICE u32 multiply(float (&acc)[PARTS][BLOCK_N / 2], Stages& ring, int steps, int first_row) {
     u32 before = 0;
+    if (SPLITS > 1 && steps == 0)
+#pragma unroll
+        for (int i = 0; i < PARTS * BLOCK_N / 2; ++i) acc[i / (BLOCK_N / 2)][i % (BLOCK_N / 2)] = 0.0f;
     for (int step = 0; step < steps; ++step, ++ring.step) {
         wait(ring.full(), ring.parity());
         fence_products();
@@ -79,16 +128,56 @@ DEVICE u32 multiply(float (&acc)[PARTS][BLOCK_N / 2], Stages& ring, int steps, i
             }
         commit_products();
         wait_for_products<1>();
-        if (step > 0 && threadIdx.x % 32 == 0) arrive_at_both(before);
+        if (step > 0 && threadIdx.x % 32 == 0) arrive_at_all(before);
         before = ring.empty();
     }
     return before;
 }
 
+// Leaves this program's sums of a tile; whether it is the last to do so, and then has the sums of all.
+DEVICE bool add_splits(float (&acc)[PARTS][BLOCK_N / 2], float* partials, int* arrivals, const Work& work,
+                       int item, int consumer, int* is_last) {
+    constexpr int COUNT = PARTS * BLOCK_N / 2;  // values of a thread
+    const int thread = threadIdx.x % WARPGROUP, worker = COOPERATES ? consumer : 0;
+    const auto sums_of = [&](int split) {
+        const long long block = ((long long)work.number(item) * SPLITS + split) * WORKERS + worker;
+        return reinterpret_cast<float4*>(partials) + block * (COUNT / 4) * WARPGROUP + thread;
+    };
+    float4* const own = sums_of(item % SPLITS);
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4) {
+        const float* const four = &acc[i / (BLOCK_N / 2)][i % (BLOCK_N / 2)];
+        __stcg(own + i / 4 * WARPGROUP, float4{four[0], four[1], four[2], four[3]});
+    }
+    __threadfence();
+    sync_warpgroup(consumer);
+    if (thread == 0) {
+        int* const arrived = arrivals + work.number(item) * WORKERS + worker;
+        *is_last = atomicAdd(arrived, 1) == SPLITS - 1;
+        if (*is_last) *arrived = 0;
+        __threadfence();
+    }
+    sync_warpgroup(consumer);
+    if (!*is_last) return false;
+#pragma unroll
+    for (int split = 0; split < SPLITS; ++split) {
+        const float4* const sums = sums_of(split);
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4) {
+            float* const four = &acc[i / (BLOCK_N / 2)][i % (BLOCK_N / 2)];
+            const float4 more = __ldcg(sums + i / 4 * WARPGROUP);
+            four[0] = split ? four[0] + more.x : more.x, four[1] = split ? four[1] + more.y : more.y;
+            four[2] = split ? four[2] + more.z : more.z, four[3] = split ? four[3] + more.w : more.w;
+        }
+    }
+    return true;
+}
+
 DEVICE float activate(float x) {
-    if (EPILOGUE == GELU)  // the tanh approximation; 1 + tanh(u) is 2 / (1 + exp(-2 u))
-        return __fdividef(
-            x, 1.0f + exp2_approx(x * (1.0f + 0.044715f * x * x) * (-1.5957691216057308f * LOG2_E)));
+    if (EPILOGUE == GELU) {  // the tanh approximation
+        const float half = 0.5f * x;
+        return half + half * tanh_approx(x * (0.7978845608028654f + 0.7978845608028654f * 0.044715f * x * x));
+    }
     if (EPILOGUE == SILU) return __fdividef(x, 1.0f + exp2_approx(x * -LOG2_E));
     if (EPILOGUE == GELU_ERF) {  // x * (1 + erf(x / sqrt(2))) / 2, with Abramowitz and Stegun 7.1.26
         const float t = __fdividef(1.0f, 1.0f + 0.3275911f * 0.7071067811865476f * fabsf(x));
@@ -188,37 +277,28 @@ DEVICE void finish_logits(const float (&acc)[PARTS][BLOCK_N / 2], const Rows& ro
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
-    NAME(const u16* x, const u16* ada, const u16* weights, const void* bias, const u16* residual, void* out,
-         int rows, int length, int depth, int width, int ada_stride, int gate_at, char* scratch, char*) {
+    NAME(const __grid_constant__ TensorMap x, const u16* ada, const __grid_constant__ TensorMap weights,
+         const void* bias, const u16* residual, void* out, float* partials, int* arrivals, int rows,
+         int length, int depth, int width, int ada_stride, int gate_at) {
     char* const memory = align_stages(global_smem);
     Stages ring(memory);
-    if (threadIdx.x == 0) ring.init();
+    if (threadIdx.x == 0) prefetch_map(weights), prefetch_map(x), ring.init();
     sync_cluster();
-    wait_for_kernel_before();
-    let_next_kernel_start();
 
-    const int warpgroup = threadIdx.x / WARPGROUP, first = blockIdx.x / CLUSTER, pairs = gridDim.x / CLUSTER;
-    const int num_pairs = count_pairs(rows, width);
+    const Work work(rows, depth, width);
+    const int warpgroup = threadIdx.x / WARPGROUP;
     if (warpgroup == 0) {
         give_registers<PRODUCER_REGISTERS>();
-        if (threadIdx.x >= 32) return;
-        char* const x_map = scratch + 2 * MAP_NBYTES * blockIdx.x;
-        char* const w_map = x_map + MAP_NBYTES;
-        char* const draft = draft_of(memory);
-        const u32 x_width = HALVES * depth, w_depth = HALVES * depth;
-        draft_map<2>(draft, {x, {x_width, u32(rows)}, {2ull * x_width}, {DEPTH, BLOCK_M}});
-        draft_map<2>(draft + MAP_NBYTES, {weights, {u32(width), w_depth}, {2ull * width}, {64, BOX_DEPTH}});
-        publish_maps<2>(x_map, draft);
-        if (threadIdx.x > 0) return;
-        for (int pair = first; pair < num_pairs; pair += pairs)
-            copy_steps(ring, x_map, w_map, locate(pair, rows, width), depth);
+        if (threadIdx.x == 0) copy_all(ring, x, weights, work, depth);
     } else {
         take_registers<CONSUMER_REGISTERS>();
-        const int consumer = warpgroup - 1, steps = (HAS_LOW ? 3 : 1) * depth / DEPTH;
-        const int first_row = COOPERATES ? consumer * 64 * PARTS : 0;
+        wait_for_kernel_before();
+        const int consumer = warpgroup - 1, first_row = COOPERATES ? consumer * 64 * PARTS : 0;
+        int* const is_last = reinterpret_cast<int*>(memory + BARRIERS_NBYTES / 2) + consumer;
         if (!COOPERATES && consumer == 1) pass_turn(consumer);  // the first turn
         int turn = 0;
-        for (int pair = first; pair < num_pairs; pair += pairs, ++turn) {
+        for (int item = Work::first(); item < work.count(); item += Work::stride(), ++turn) {
+            const int steps = work.num_steps(item);
             if (!COOPERATES && turn % 2 != consumer) {
                 ring.step += steps;
                 continue;
@@ -228,9 +308,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
             const u32 last = multiply(acc, ring, steps, first_row);
             if (!COOPERATES) pass_turn(consumer);
             wait_for_products<0>();
-            if (threadIdx.x % 32 == 0) arrive_at_both(last);
+            if (last && threadIdx.x % 32 == 0) arrive_at_all(last);
+            if (SPLITS > 1 && !add_splits(acc, partials, arrivals, work, item, consumer, is_last)) continue;
 
-            Tile at = locate(pair, rows, width);
+            Tile at = work.tile(item);
             at.m += first_row;
             const Rows row(at, rows, width, length, ada_stride, gate_at);
             if constexpr (HAS_LOW)
@@ -241,5 +322,5 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
                        static_cast<u16*>(out));
         }
     }
-    sync_cluster();  // the other program arrives at barriers of this one
+    sync_cluster();  // others arrive at barriers of this one
 }

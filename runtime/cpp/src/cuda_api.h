@@ -40,6 +40,16 @@ struct CuLaunchConfig {
 };
 static_assert(sizeof(CuLaunchConfig) == 56);
 
+// How the copy engine reads an array; 128 bytes that the driver fills.
+struct alignas(64) CuTensorMap {
+    unsigned long long opaque[16];
+};
+
+// Of a tensor map: float16 values, no interleaving, rows of 64 or 128 bytes swizzled, 128 bytes asked for at
+// once, zeros outside.
+constexpr int kCuFloat16 = 6, kCuNotInterleaved = 0, kCuSwizzle64 = 2, kCuSwizzle128 = 3, kCuPromote128 = 2,
+              kCuFillZeros = 0;
+
 // Functions of libcuda.so.1, of CUDA 12 or newer: F(name, parameters).
 #define HMAR_CUDA_FUNCTIONS(F)                                                    \
     F(cuInit, (unsigned flags))                                                   \
@@ -74,6 +84,11 @@ static_assert(sizeof(CuLaunchConfig) == 56);
     F(cuModuleUnload, (CuModule module))                                          \
     F(cuModuleGetFunction, (CuFunction*, CuModule module, const char* name))      \
     F(cuFuncSetAttribute, (CuFunction function, int attribute, int value))        \
+    F(cuTensorMapEncodeTiled,                                                     \
+      (CuTensorMap * map, int type, unsigned rank, void* address,                 \
+       const unsigned long long* sizes, const unsigned long long* strides,        \
+       const unsigned* box, const unsigned* steps, int interleave, int swizzle,   \
+       int promotion, int fill))                                                  \
     F(cuLaunchKernelEx, (const CuLaunchConfig*, CuFunction, void** arguments, void** extra))
 
 struct CudaApi {

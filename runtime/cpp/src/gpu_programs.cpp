@@ -4,6 +4,8 @@
 #include <cstring>
 #include <iterator>
 
+#include "launch_arguments.h"
+
 namespace hmar::core {
 namespace {
 
@@ -43,57 +45,6 @@ struct GpuPrograms::Captured {
 };
 
 namespace {
-
-// What a launch passes: a slot of 8 bytes for each argument.
-class LaunchArguments {
-  public:
-    // `address` gives that of a pointer.
-    template <typename Address>
-    LaunchArguments(const RecordedLaunch& launch, const Kernel& kernel, const std::string& name,
-                    Address address)
-        : slots_(launch.arguments.size()), pointers_(launch.arguments.size()) {
-        const std::vector<ParameterKind>& kinds = kernel.entry->parameters;
-        if (kinds.size() != launch.arguments.size()) {
-            throw Error(HMAR_INVALID_BUNDLE, text("kernel ", name, " takes ", kinds.size(),
-                                                  " arguments, its recording has ", launch.arguments.size()));
-        }
-        for (size_t i = 0; i < kinds.size(); ++i) {
-            if (!store(launch.arguments[i], kinds[i], &slots_[i], address)) {
-                throw Error(HMAR_INVALID_BUNDLE,
-                            text("kernel ", name, ": argument ", i, " of its recording is of another kind"));
-            }
-            pointers_[i] = &slots_[i];
-        }
-    }
-
-    void** data() { return pointers_.data(); }
-
-  private:
-    template <typename Address>
-    static bool store(const LaunchArgument& argument, ParameterKind kind, uint64_t* slot, Address address) {
-        if (kind == ParameterKind::pointer) {
-            const auto* pointer = std::get_if<BufferPointer>(&argument);
-            if (pointer == nullptr && !std::holds_alternative<NullPointer>(argument)) return false;
-            *slot = pointer == nullptr ? 0 : address(*pointer);
-            return true;
-        }
-        const auto* integer = std::get_if<int64_t>(&argument);
-        if (kind == ParameterKind::i32) {
-            if (integer == nullptr) return false;
-            const auto value = int32_t(*integer);
-            std::memcpy(slot, &value, sizeof value);
-            return true;
-        }
-        const auto* real = std::get_if<double>(&argument);
-        if (real == nullptr && integer == nullptr) return false;
-        const auto value = real != nullptr ? float(*real) : float(*integer);
-        std::memcpy(slot, &value, sizeof value);
-        return true;
-    }
-
-    std::vector<uint64_t> slots_;
-    std::vector<void*> pointers_;
-};
 
 void launch_kernel(const CudaDevice& device, const Kernel& kernel, const std::string& name,
                    const std::array<unsigned, 3>& grid, void** arguments) {
@@ -269,7 +220,7 @@ void GpuPrograms::enqueue(const Captured& captured, const std::vector<const Kern
             const Kernel& kernel = *kernels[size_t(launched.kernel)];
             const std::string& name = recording.kernels[size_t(launched.kernel)].second;
             launch_kernel(device_, kernel, name, launched.grid,
-                          LaunchArguments(launched, kernel, name, address).data());
+                          LaunchArguments(device_, launched, kernel, name, address).data());
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -29,7 +30,31 @@ ParameterKind parameter_kind(const std::string& kind) {
     if (kind == "pointer") return ParameterKind::pointer;
     if (kind == "i32") return ParameterKind::i32;
     if (kind == "fp32") return ParameterKind::fp32;
+    if (kind == "tensor_map") return ParameterKind::tensor_map;
     throw Error(HMAR_BACKEND_UNAVAILABLE, text("a parameter of kind '", kind, "'"));
+}
+
+constexpr size_t kMaxMapRank = 5;  // of a tensor map
+
+// `names` are those of the kernel's parameters.
+TensorMapRule read_tensor_map(const Table& data, const std::vector<std::string>& names) {
+    TensorMapRule rule;
+    for (const Table& size : data.at("sizes")) {
+        int place = -1;
+        if (!size.at(1).is_null()) {
+            const auto found = std::find(names.begin(), names.end(), size.at(1).get<std::string>());
+            if (found == names.end()) {
+                throw Error(HMAR_BACKEND_UNAVAILABLE, text("a tensor map of the parameter ", size.at(1)));
+            }
+            place = int(found - names.begin());
+        }
+        rule.sizes.push_back({size.at(0).get<uint64_t>(), place});
+    }
+    rule.box = data.at("box").get<std::vector<unsigned>>();
+    if (rule.sizes.empty() || rule.sizes.size() > kMaxMapRank || rule.box.size() != rule.sizes.size()) {
+        throw Error(HMAR_BACKEND_UNAVAILABLE, text("a tensor map of ", rule.sizes.size(), " dimensions"));
+    }
+    return rule;
 }
 
 KernelTables::Part read_part(const Table& table) {
@@ -38,9 +63,16 @@ KernelTables::Part read_part(const Table& table) {
         KernelEntry entry{data.at("threads").get<unsigned>(),
                           data.at("shared_bytes").get<int>(),
                           data.value("overlaps", false),
+                          {},
                           {}};
+        std::vector<std::string> names;
         for (const auto& [parameter, kind] : data.at("parameters").items()) {
+            names.push_back(parameter);
             entry.parameters.push_back(parameter_kind(kind.get<std::string>()));
+        }
+        for (size_t i = 0; i < names.size(); ++i) {
+            if (entry.parameters[i] != ParameterKind::tensor_map) continue;
+            entry.tensor_maps.emplace(i, read_tensor_map(data.at("tensor_maps").at(names[i]), names));
         }
         part.emplace(name, std::move(entry));
     }

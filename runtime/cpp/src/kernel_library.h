@@ -2,6 +2,7 @@
 // does.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <utility>
@@ -11,7 +12,17 @@
 
 namespace hmar::core {
 
-enum class ParameterKind { pointer, i32, fp32 };
+enum class ParameterKind { pointer, i32, fp32, tensor_map };
+
+// How the copy engine reads a contiguous float16 array.
+struct TensorMapRule {
+    struct Size {
+        uint64_t times;
+        int parameter;  // that it is a multiple of, by its place; -1 = none
+    };
+    std::vector<Size> sizes;    // innermost first
+    std::vector<unsigned> box;  // of one copy, in values
+};
 
 // How a kernel is launched.
 struct KernelEntry {
@@ -19,6 +30,7 @@ struct KernelEntry {
     int shared_bytes;
     bool overlaps;  // may begin before the kernel before it ends
     std::vector<ParameterKind> parameters;
+    std::map<size_t, TensorMapRule> tensor_maps;  // by place of the parameter
 };
 
 // The tables of libhmar_plugins.so for one GPU; needs no device.

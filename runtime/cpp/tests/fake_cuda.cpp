@@ -1,5 +1,5 @@
 // A stand-in for libcuda.so.1. A module is text: a kernel a line, its name and its parameters' kinds ("p"
-// address, "i" int32, "f" float32).
+// address, "i" int32, "f" float32, "t" tensor map, whose address a test sees).
 #include "fake_cuda.h"
 
 #include <cstdio>
@@ -21,6 +21,7 @@ namespace {
 
 constexpr CuResult kInvalidValue = 1, kInvalidContext = 201, kNotFound = 500, kCaptureUnsupported = 900;
 constexpr size_t kTotalMemory = size_t{1} << 34;
+constexpr uint64_t kIsTensorMap = 0x70614D726F736E65;
 constexpr int kPoison = 0xFF;  // NaN as a float, -1 as an index
 
 struct Function {
@@ -371,6 +372,29 @@ FAKE cuFuncSetAttribute(CuFunction function, int attribute, int value) {
     return kCuSuccess;
 }
 
+FAKE cuTensorMapEncodeTiled(CuTensorMap* map, int type, unsigned rank, void* address,
+                            const unsigned long long* sizes, const unsigned long long* strides,
+                            const unsigned* box, const unsigned* steps, int interleave, int swizzle,
+                            int promotion, int fill) {
+    BEGIN(false);
+    const auto start = reinterpret_cast<uint64_t>(address);
+    bool is_valid = type == kCuFloat16 && rank >= 1 && rank <= 5 && start % 16 == 0 &&
+                    reinterpret_cast<uint64_t>(map) % 64 == 0 && interleave == kCuNotInterleaved &&
+                    promotion == kCuPromote128 && fill == kCuFillZeros &&
+                    box[0] * 2 == (swizzle == kCuSwizzle128  ? 128
+                                   : swizzle == kCuSwizzle64 ? 64
+                                                             : 0);
+    uint64_t nbytes = 2;
+    for (unsigned i = 0; i < rank; ++i) {
+        if (i > 0) is_valid = is_valid && strides[i - 1] == nbytes && nbytes % 16 == 0;
+        is_valid = is_valid && sizes[i] > 0 && box[i] > 0 && box[i] <= 256 && steps[i] == 1;
+        nbytes *= sizes[i];
+    }
+    if (!is_valid || !is_device_memory(start, nbytes)) return violation(kInvalidValue, __func__);
+    *map = {{start, kIsTensorMap}};
+    return kCuSuccess;
+}
+
 FAKE cuLaunchKernelEx(const CuLaunchConfig* config, CuFunction handle, void** arguments, void** extra) {
     BEGIN(true);
     const auto* function = reinterpret_cast<const Function*>(handle);
@@ -386,7 +410,11 @@ FAKE cuLaunchKernelEx(const CuLaunchConfig* config, CuFunction handle, void** ar
     }
     for (size_t i = 0; i < function->kinds.size(); ++i) {
         uint64_t bits = 0;
-        std::memcpy(&bits, arguments[i], function->kinds[i] == 'p' ? sizeof(uint64_t) : sizeof(uint32_t));
+        const char kind = function->kinds[i];
+        std::memcpy(&bits, arguments[i], kind == 'p' || kind == 't' ? sizeof bits : sizeof(uint32_t));
+        if (kind == 't' && static_cast<const CuTensorMap*>(arguments[i])->opaque[1] != kIsTensorMap) {
+            return violation(kInvalidValue, __func__);
+        }
         operation.arguments.push_back(bits);
     }
     return enqueue(config->stream, std::move(operation));

@@ -37,7 +37,7 @@ TEST_API void fake_plugins_set(const char* part, const char* table) {
         for (const auto& [name, entry] : kernels.items()) {
             image += name + " ";
             for (const auto& [parameter, kind] : entry.at("parameters").items()) {
-                image += kind == "pointer" ? 'p' : kind == "i32" ? 'i' : 'f';
+                image += kind == "pointer" ? 'p' : kind == "tensor_map" ? 't' : kind == "i32" ? 'i' : 'f';
             }
             image += "\n";
         }

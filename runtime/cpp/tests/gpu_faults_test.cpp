@@ -62,6 +62,7 @@ constexpr const char* kFunctions[] = {"cuInit",
                                       "cuModuleLoadData",
                                       "cuModuleGetFunction",
                                       "cuFuncSetAttribute",
+                                      "cuTensorMapEncodeTiled",
                                       "cuLaunchKernelEx"};
 
 // One session and one generation; the status of what failed.

@@ -39,7 +39,8 @@ class Buffers {
 };
 
 bool is_argument(const Json& recorded, const std::string& kind, uint64_t bits, Buffers& buffers) {
-    if (kind == "pointer") return recorded.is_array() && buffers.is_at(recorded, bits);
+    if (kind == "pointer" || kind == "tensor_map")
+        return recorded.is_array() && buffers.is_at(recorded, bits);
     int32_t integer = 0;
     float real = 0;
     std::memcpy(&integer, &bits, sizeof integer);

@@ -108,6 +108,8 @@ def main() -> None:
     small = AttentionTile(queries=16, keys=16)
     for images, length in ((1, 1), (2, 9), (1, 37)):
         found[f"attention-{images}x{length}"] = check_attention(images, length, small)
+        whole = AttentionTile(queries=16, keys=64, is_whole=True)
+        found[f"whole-attention-{images}x{length}"] = check_attention(images, length, whole)
     json.dump(found, sys.stdout)
 
 

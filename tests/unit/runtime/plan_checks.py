@@ -40,10 +40,10 @@ def check_arguments(kernels: Kernels, plans: Sequence[LaunchPlan]) -> None:
     """They are the parameters of the kernels."""
     for step in (step for plan in plans for step in plan.steps):
         kinds = kernels[step.kernel]["parameters"]
-        assert all(kinds[name] == "pointer" for name in step.pointers)
+        assert all(kinds[name] in ("pointer", "tensor_map") for name in step.pointers)
         assert all(kinds[name] in ("i32", "fp32") for name in step.scalars)
         assert all(value < 1 << 31 for value in step.scalars.values())
-        scalars = {name for name, kind in kinds.items() if kind != "pointer"}
+        scalars = {name for name, kind in kinds.items() if kind in ("i32", "fp32")}
         assert scalars - step.scalars.keys() <= {"ada_stride", "gate_at"}, step
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from plugins_trt.transformer.tiles import Layer, choose_tile
 from runtime.errors import BackendUnavailableError
-from runtime.launches import ARRIVALS, LaunchPlan
+from runtime.launches import ARRIVALS, LaunchPlan, blocks
 from runtime.transformer_plan import TransformerSizes, plan_pass
 from tests.kernel_tables import kernel_table
 
@@ -16,9 +16,11 @@ aot = pytest.importorskip("plugins_trt.transformer.aot", reason="no triton")
 
 Kernels = dict[str, dict[str, Any]]
 Plans = dict[tuple[str, int, int], LaunchPlan]
-SCRATCH_BYTES = 256
 LAYERS: tuple[Layer, ...] = ("qkv", "proj", "fc1", "fc2", "head")
-PARTS = {*LAYERS, "norm", "head_norm", "attention"}
+PARTS = {*LAYERS, "norm", "head_norm", "attention", "wide_attention"}
+D8 = TransformerSizes(
+    width=512, heads=8, hidden=2048, vocab=4096, layers={"base": 4, "ns": 4, "mask": 4}
+)
 D16 = TransformerSizes(
     width=1024, heads=16, hidden=4096, vocab=4096, layers={"base": 8, "ns": 8, "mask": 8}
 )
@@ -31,7 +33,7 @@ D30 = TransformerSizes(
 D36 = TransformerSizes(
     width=2304, heads=36, hidden=9216, vocab=4096, layers={"base": 28, "ns": 8, "mask": 8}
 )
-SIZES = {"d16": D16, "d24": D24, "d30": D30, "d36": D36}
+SIZES = {"d8": D8, "d16": D16, "d24": D24, "d30": D30, "d36": D36}
 PASSES = [
     (images, length)
     for images in (1, 2, 16, 128)
@@ -70,8 +72,8 @@ def test_arguments_are_the_parameters_of_the_kernels(kernels: Kernels, plans: Pl
     for step in (step for plan in plans.values() for step in plan.steps):
         entry = kernels[step.kernel]
         kinds, of = entry["parameters"], entry["constants"]
-        assert all(kinds[name] == "pointer" for name in step.pointers)
-        assert all(kinds[name] != "pointer" for name in step.scalars)
+        assert all(kinds[name] in ("pointer", "tensor_map") for name in step.pointers)
+        assert all(kinds[name] in ("i32", "fp32") for name in step.scalars)
         allowed = {"global_scratch", "profile_scratch", "gain", "offset"}
         if of.get("SPLITS", 1) == 1:
             allowed |= {"partials", "arrivals"}
@@ -91,10 +93,14 @@ def test_places_hold_what_is_written(kernels: Kernels, plans: Plans) -> None:
                 halves = 2 if of.get("HAS_LOW") else 1
                 assert rows * width * halves * 2 <= room[pointers["out"]]
             if "partials" in pointers:
-                assert of["SPLITS"] * rows * width * 4 <= room[pointers["partials"]]
-                assert pointers["arrivals"] == ARRIVALS and step.grid[0] <= plan.num_arrivals
-            if "global_scratch" in pointers:
-                assert step.grid[0] * SCRATCH_BYTES <= room[pointers["global_scratch"]]
+                cluster = of.get("CLUSTER", 1)
+                tiles = cluster * blocks(rows, cluster * of["BLOCK_M"])
+                tiles *= blocks(width, of["BLOCK_N"])
+                is_wide = "CLUSTER" in of
+                values = tiles * of["BLOCK_M"] * of["BLOCK_N"] if is_wide else rows * width
+                assert of["SPLITS"] * values * 4 <= room[pointers["partials"]]
+                arrivals = tiles * (1 + of.get("COOPERATES", 0))
+                assert pointers["arrivals"] == ARRIVALS and arrivals <= plan.num_arrivals
         layers = SIZES[name].layers["base"] + SIZES[name].layers["ns"]
         assert layers == sum("attention" in step.kernel for step in plan.steps)
 
