@@ -21,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from plugins_trt.loader import open_library
+from plugins_trt.loader import PluginError, open_library
 from plugins_trt.transformer.tiles import LAYERS, Layer
 from runtime.backends.cuda import CudaDevice
 from runtime.backends.kernel_library import KernelLibrary
+from runtime.errors import DeployError
 from runtime.launches import ARRIVALS, KernelTable
 from runtime.layer_plan import LayerPlanner, Modulation
 from scripts.cli import parser, run
@@ -160,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, RuntimeError)
+    run(main, DeployError, PluginError, RuntimeError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def fake_setuptools(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def notes(wheel: Path) -> str:
     with zipfile.ZipFile(wheel) as opened:
         return opened.read("plugins_trt/lib/notes.txt").decode()
+
+
+def test_source_distribution_holds_all_that_the_libraries_are_built_from(tmp_path: Path) -> None:
+    name = build_backend.build_sdist(str(tmp_path))
+    with tarfile.open(tmp_path / name) as opened:
+        held = {path.partition("/")[2] for path in opened.getnames()}
+    root = Path(build_backend.ROOT)
+    kinds = {".cpp", ".h", ".cu", ".cuh", ".S", ".in", ".txt", ".map", ".py"}
+    sources = {
+        path.relative_to(root).as_posix()
+        for path in (root / "plugins_trt").rglob("*")
+        if path.suffix in kinds and "lib" not in path.relative_to(root).parts
+    }
+    assert len(sources) > 40 and sources <= held
 
 
 def test_libraries_make_a_wheel_of_this_platform(tmp_path: Path) -> None:

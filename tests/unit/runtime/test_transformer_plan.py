@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from plugins_trt.transformer.tiles import Layer, choose_tile
+from plugins_trt.transformer.tiles import MANY_PROGRAMS, Layer, choose_tile
 from runtime.errors import BackendUnavailableError
 from runtime.launches import ARRIVALS, LaunchPlan, blocks
 from runtime.transformer_plan import TransformerSizes, plan_pass
@@ -66,6 +66,18 @@ def test_layers_run_in_the_tiles_that_were_measured(plans: Plans) -> None:
         for layer in LAYERS:
             tile = choose_tile(layer, SIZES[name].width, images * length)
             assert aot.linear_unit(layer, tile).name in launched
+
+
+def test_attention_of_many_programs_has_kernels_of_its_own(kernels: Kernels, plans: Plans) -> None:
+    seen = set()
+    for (name, images, length), plan in plans.items():
+        (kernel,) = {s.kernel for s in plan.steps if "attention" in s.kernel}
+        is_wide = kernels[kernel]["function"] == "wide_attention"
+        block = 64 if length <= 64 or 129 <= length <= 192 else 128
+        programs = blocks(length, block) * SIZES[name].heads * images
+        assert is_wide == (length >= 17 and programs >= MANY_PROGRAMS)
+        seen.add(is_wide)
+    assert seen == {False, True}
 
 
 def test_arguments_are_the_parameters_of_the_kernels(kernels: Kernels, plans: Plans) -> None:
