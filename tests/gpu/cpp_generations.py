@@ -1,4 +1,5 @@
-"""The C++ runtime's generations on a GPU beside Python's: the same pixels and tokens, and how long.
+"""The C++ runtime's generations on a GPU beside Python's: the same pixels and tokens, and how long;
+at once, and pass by pass.
 
     python -m tests.gpu.cpp_generations --bundle DIR --batch 1,64 [--tensorrt FILE]
 
@@ -137,6 +138,19 @@ def compare(
     np.testing.assert_array_equal(expected.transpose(0, 2, 3, 1), theirs)
 
 
+def compare_steps(
+    bundle: Bundle, python: PythonGenerations, session: CppSession, count: int, seed: int
+) -> None:
+    """Raises AssertionError unless pass by pass, with a callback, tokens are those of a whole."""
+    labels, sampling = labels_of(bundle, count), SamplingConfig.defaults(bundle.manifest)
+    seen: list[int] = []
+    ours = session.generate(labels, seed=seed, on_scale=lambda event: seen.append(event.scale_idx) or 0)
+    python.call(labels, list(range(count)), seed, sampling)
+    assert seen == list(range(len(bundle.manifest.hmar.patch_nums)))
+    for k, tokens in enumerate(python.call.tokens()):
+        np.testing.assert_array_equal(ours[f"s{k}_tokens"], tokens[:count])
+
+
 def latencies_ms(
     bundle: Bundle, python: PythonGenerations, session: CppSession, batch: int, runs: int
 ) -> dict[str, float]:
@@ -263,6 +277,9 @@ def main() -> None:
             for seed, count in ((0, batch), (2**64 - 1, max(1, batch - 3))):
                 compare(bundle, python, session, count, seed)
             say(f"batch {batch}: pixels and tokens are equal\n")
+        for batch in () if args.tensorrt is not None else batches:  # engines compile for long
+            compare_steps(bundle, python, session, batch, 3)
+            say(f"batch {batch}: tokens are equal pass by pass\n")
         for batch in batches:
             times = latencies_ms(bundle, python, session, batch, args.runs)
             ratio = times["cpp"] / times["python"]

@@ -2,10 +2,10 @@
 // memory, and products of warpgroups. Sections of "PTX ISA" 9.0: 5.5.8 tensor maps, 9.7.13.15
 // mbarrier, 9.7.9.27 bulk copies, 9.7.15 wgmma.
 //
-// A program has three warpgroups. One thread of the first asks for tiles. The two others take turns: while
-// one multiplies, the other writes its results; or each computes half of a tile. Tiles pass through a ring of
-// stages in shared memory, each with a barrier that its copies complete (full) and one that its readers do
-// (empty).
+// A program of a linear layer or convolution has three warpgroups. One thread of the first asks for tiles.
+// The two others take turns: while one multiplies, the other writes its results; or each computes half of a
+// tile. Tiles pass through a ring of stages in shared memory, each with a barrier that its copies complete
+// (full) and one that its readers do (empty).
 //
 // Neighbouring programs (a cluster of CLUSTER) compute tiles that share their columns: each asks for a part
 // of the weights, which arrives at all. All they have to wait for is each other's readers.
