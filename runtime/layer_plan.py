@@ -98,17 +98,19 @@ class LayerPlanner:
     def attend(self, heads: int, images: int, length: int, scale_mul: str = "") -> None:
         """Attention of `wide` within each image, to `rows`; of unit vectors with `scale_mul`."""
         part = "attention" if scale_mul else "plain_attention"
-        kernel, entry = self.select(part, length)
-        grid = (blocks(length, entry["constants"]["BLOCK_Q"]), heads, images)
         sizes = {"length": length, "width": self.width}
-        if (wide := self._find(f"wide_{part}", length)) is not None:
-            entry = self._kernels[wide]
-            programs = (blocks(length, entry["constants"]["BLOCK_Q"]), heads, images)
-            if math.prod(programs) >= entry["from_programs"]:
-                kernel, grid, sizes["images"] = wide, programs, images
+
+        def grid_of(name: str) -> tuple[int, int, int]:
+            return blocks(length, self._kernels[name]["constants"]["BLOCK_Q"]), heads, images
+
+        kernel = self._find(f"wide_{part}", length)
+        if kernel and math.prod(grid_of(kernel)) >= self._kernels[kernel]["from_programs"]:
+            sizes["images"] = images
+        else:
+            kernel, _ = self.select(part, length)
         self.scratch.add("rows", self.rows * self.width * HALF)
         pointers = {"qkv": "wide", "out": "rows"} | ({"scale_mul": scale_mul} if scale_mul else {})
-        self.add(kernel, grid, pointers, **sizes)
+        self.add(kernel, grid_of(kernel), pointers, **sizes)
 
     def gated(
         self, layer: str, own: str, x: str, depth: int, ada: Modulation, gate_at: int

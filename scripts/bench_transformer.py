@@ -146,6 +146,8 @@ def print_times(problem: Problem, kernels: KernelLibrary, names: list[str]) -> N
 
 def main() -> None:
     args = parse_args()
+    if unknown := set(args.layers.split(",")) - set(LAYERS):
+        raise ValueError(f"--layers: no layers {sorted(unknown)}, there are {', '.join(LAYERS)}")
     layers = [layer for layer in LAYERS if layer in args.layers.split(",")]
     torch.backends.cuda.matmul.allow_tf32 = True
     device = CudaDevice()

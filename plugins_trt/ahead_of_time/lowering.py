@@ -13,8 +13,8 @@ from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
-TENSOR_MAP = "tensor_map"  # the type of a parameter: 128 bytes, 64 of which it is aligned to
-PTX_TYPES = {"i32": ".u32", "i64": ".u64", "fp32": ".f32", TENSOR_MAP: ".align"}
+TENSOR_MAP = "tensor_map"  # the type of a parameter: 128 bytes, aligned to 64
+PTX_TYPES = {"i32": ".u32", "i64": ".u64", "fp32": ".f32", TENSOR_MAP: ".align 64 .b8 [128]"}
 
 # Appended to the kernels' own parameters by Triton.
 SCRATCH_PARAMETERS = ("global_scratch", "profile_scratch")
@@ -147,13 +147,20 @@ def check_parameters(
         pointer: how the compiler declares one.
     """
     (entry,) = re.findall(r"^\.visible \.entry \w+\((.*?)\)", ptx, re.MULTILINE | re.DOTALL)
-    found = [line.split()[1:] for line in entry.strip().splitlines()]
-    got = [words[0] + " .ptr" * (".ptr" in words) for words in found]
+    got = [_declared(line) for line in entry.strip().splitlines()]
     expected = [pointer if kind.startswith("*") else PTX_TYPES[kind] for _, kind in parameters]
     if got != expected:
         raise AheadOfTimeError(
             f"{name}: the compiler made parameters {got}, the launcher passes {expected}"
         )
+
+
+def _declared(parameter: str) -> str:
+    """The type of a parameter, without its name and what Triton says of pointers."""
+    _, *words, name = parameter.rstrip(",").split()
+    if words[0] != ".align":
+        return words[0] + " .ptr" * (".ptr" in words)
+    return " ".join([*words, name[name.find("[") :]])
 
 
 def merge_ptx(kernels: Sequence[Kernel]) -> str:

@@ -127,7 +127,7 @@ def units(
 ) -> dict[AnyUnit, dict[str, int]]:
     """All units.
 
-    The table says from how many input pixels on each is used, and the number of its programs if it
+    The table says from how many input pixels on each is used, and how many programs it has, if it
     is persistent.
     """
     found = {

@@ -138,8 +138,9 @@ def _wide_unit(layer: Layer, tile: WideTile) -> CudaUnit:
     types = {**types, **dict.fromkeys(("x", "weights"), TENSOR_MAP)}
     halves = 2 if is_head else 1
     x = TensorMap(sizes=((halves, "depth"), (1, "rows")), box=(cuda.DEPTH, tile.rows))
-    slices = tile.cluster if tile.columns // 64 % tile.cluster and tile.cluster != 3 else 1
-    weights = TensorMap(sizes=((1, "width"), (halves, "depth")), box=(64, cuda.DEPTH // slices))
+    weights = TensorMap(
+        sizes=((1, "width"), (halves, "depth")), box=(64, cuda.DEPTH // tile.slices)
+    )
     name = f"{kind}_{tile.rows}x{tile.columns}_{tile.cluster}_{tile.splits}"
     return CudaUnit(
         name=f"hmar_wide_{name}" + "_both" * tile.cooperates,

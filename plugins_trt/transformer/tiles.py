@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 HEAD_DIM = 64
-PROGRAMS = {1: 132, 2: 132, 3: 126, 4: 128}
+PROGRAMS = {1: 132, 2: 132, 3: 126}
 """Of a persistent kernel that run at once on the 132 multiprocessors of an H100, by the number of
 neighbours that share weights: these lie in one group of 16 or 18 multiprocessors."""
 
@@ -74,6 +74,12 @@ class WideTile:
     group: int = 4
 
     @property
+    def slices(self) -> int:
+        """Parts of the depth of a step's weights, so that programs ask for as much each; three
+        would not be whole rows of the swizzle."""
+        return self.cluster if self.columns // 64 % self.cluster and self.cluster != 3 else 1
+
+    @property
     def constants(self) -> dict[str, int]:
         """The kernel's compile-time parameters, and its BLOCK_K."""
         return {
@@ -83,6 +89,7 @@ class WideTile:
             "GROUP_M": self.group,
             "CLUSTER": self.cluster,
             "SPLITS": self.splits,
+            "SLICES": self.slices,
             "STAGES": self.num_stages,
             "COOPERATES": int(self.cooperates),
         }
@@ -110,7 +117,7 @@ class WideAttentionTile:
 
     Attributes:
         warpgroups: of the program.
-        num_stages: steps of 64 keys that fit its shared memory.
+        num_stages: steps of 64 keys that its shared memory holds.
     """
 
     warpgroups: int

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from runtime.backends.cuda import import_cuda
+from runtime.backends.tensor_maps import TensorMap
 from runtime.errors import BackendError, BackendUnavailableError
 from runtime.launches import KernelTable
 
@@ -20,7 +20,6 @@ C_TYPES: dict[str, Any] = {
     "i32": ctypes.c_int32,
     "fp32": ctypes.c_float,
 }
-HALF = 2  # bytes
 
 
 class Kernels(Protocol):
@@ -75,9 +74,9 @@ class KernelLibrary:
         entry = self.table[name]
         if unknown := set(arguments) - set(entry["parameters"]):
             raise ValueError(f"kernel {name} has no parameters {sorted(unknown)}")
-        values = [self._value(entry, parameter, arguments) for parameter in entry["parameters"]]
+        values = [_value(entry, parameter, arguments) for parameter in entry["parameters"]]
         addresses = (ctypes.c_void_p * len(values))(
-            *(v.getPtr() if hasattr(v, "getPtr") else ctypes.addressof(v) for v in values)
+            *(v.address if isinstance(v, TensorMap) else ctypes.addressof(v) for v in values)
         )
         self._call(
             "cuLaunchKernelEx",
@@ -86,33 +85,6 @@ class KernelLibrary:
             ctypes.addressof(addresses),
             0,
         )
-
-    def _value(
-        self, entry: Mapping[str, Any], parameter: str, arguments: Mapping[str, int | float]
-    ) -> Any:
-        """What the kernel is passed for a parameter."""
-        kind, value = entry["parameters"][parameter], arguments.get(parameter, 0)
-        if kind != "tensor_map":
-            return C_TYPES[kind](value)
-        of, cuda = entry["tensor_maps"][parameter], self._cuda
-        sizes = [times * (1 if name is None else arguments[name]) for times, name in of["sizes"]]
-        strides = [HALF * math.prod(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-        swizzle = f"CU_TENSOR_MAP_SWIZZLE_{HALF * of['box'][0]}B"
-        (tensor_map,) = self._call(
-            "cuTensorMapEncodeTiled",
-            cuda.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            len(sizes),
-            int(value),
-            [cuda.cuuint64_t(size) for size in sizes],
-            [cuda.cuuint64_t(stride) for stride in strides],
-            [cuda.cuuint32_t(size) for size in of["box"]],
-            [cuda.cuuint32_t(1)] * len(sizes),
-            cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            getattr(cuda.CUtensorMapSwizzle, swizzle),
-            cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-            cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        )
-        return tensor_map
 
     def _configuration(self, entry: Mapping[str, Any], grid: Sequence[int], stream: int) -> Any:
         cuda, config = self._cuda, self._cuda.CUlaunchConfig()
@@ -133,6 +105,14 @@ class KernelLibrary:
         if status != self._cuda.CUresult.CUDA_SUCCESS:
             raise BackendError(f"{self._part} kernels: {function}: {status.name}")
         return tuple(results)
+
+
+def _value(entry: Mapping[str, Any], parameter: str, arguments: Mapping[str, int | float]) -> Any:
+    """What a kernel is passed for a parameter."""
+    kind, value = entry["parameters"][parameter], arguments.get(parameter, 0)
+    if kind == "tensor_map":
+        return TensorMap.of(entry["tensor_maps"][parameter], int(value), arguments)
+    return C_TYPES[kind](value)
 
 
 def read_table(library: Path, part: Part, gpu: str) -> KernelTable:

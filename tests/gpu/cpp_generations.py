@@ -144,7 +144,9 @@ def compare_steps(
     """Raises AssertionError unless pass by pass, with a callback, tokens are those of a whole."""
     labels, sampling = labels_of(bundle, count), SamplingConfig.defaults(bundle.manifest)
     seen: list[int] = []
-    ours = session.generate(labels, seed=seed, on_scale=lambda event: seen.append(event.scale_idx) or 0)
+    ours = session.generate(
+        labels, seed=seed, on_scale=lambda event: seen.append(event.scale_idx) or 0
+    )
     python.call(labels, list(range(count)), seed, sampling)
     assert seen == list(range(len(bundle.manifest.hmar.patch_nums)))
     for k, tokens in enumerate(python.call.tokens()):

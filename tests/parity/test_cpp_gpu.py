@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from ctypes import byref, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from runtime.backends.device_values import BufferPool
 from runtime.backends.generation import Generations
 from runtime.backends.kernel_engines import planned_engines
 from runtime.backends.sampling_kernels import CudaSamplingKernels
+from runtime.backends.tensor_maps import TensorMap
 from runtime.backends.trt import TensorRTRunner
 from runtime.bundle import Bundle
 from runtime.config import BackendConfig, SamplingConfig
+from runtime.errors import BackendError
 from tests.cpp_build import CppBuild, build_cpp, call
 from tests.cpp_gpu import FakeGpu
 from tests.cpp_runtime import CppSession, Library, StatusError
@@ -118,3 +121,25 @@ def test_hmar_generate(build: CppBuild, bundle: Bundle, gpu: FakeGpu, tmp_path: 
     assert "2 images of 64 px" in printed and "on gpu (Fake GPU, sm90)" in printed
     assert "3 generations: median" in printed
     assert out.read_bytes().startswith(b"P6\n128 64\n255\n")
+
+
+def test_python_makes_tensor_maps_as_the_driver_takes_them(gpu: FakeGpu) -> None:
+    context, address, before = c_void_p(), c_uint64(), gpu.violations
+    gpu.cuda.cuInit(0)
+    gpu.cuda.cuDevicePrimaryCtxRetain(byref(context), 0)
+    gpu.cuda.cuCtxPushCurrent_v2(context)
+    gpu.cuda.cuMemAlloc_v2(byref(address), c_size_t(2 * 64 * 10 * 3))
+    try:
+        for _ in range(8):  # wherever it lies
+            made = TensorMap(address.value, [64, 10, 3], [64, 8, 1])
+            assert c_uint64.from_address(made.address).value == address.value
+        TensorMap(address.value, [32, 60], [32, 256])
+        gpu.cuda.fake_cuda_fail(b"cuTensorMapEncodeTiled", 1, 1)
+        with pytest.raises(BackendError, match=r"error 1, for sizes \[64, 30\] in boxes of"):
+            TensorMap(address.value, [64, 30], [64, 8])
+    finally:
+        gpu.cuda.fake_cuda_fail(None, 0, 0)
+        gpu.cuda.cuMemFree_v2(address)
+        gpu.cuda.cuCtxPopCurrent_v2(byref(context))
+        gpu.cuda.cuDevicePrimaryCtxRelease_v2(0)
+    assert gpu.violations == before

@@ -1,9 +1,9 @@
 // Attention within each image on Hopper; arguments as of `attention_kernel` in
 // `plugins_trt/transformer/kernel.py`, and the number of images, with a tensor map in place of `qkv`.
 //
-// Grid (query blocks, heads, images). A program computes 64 queries in each of its warpgroups, of which two
-// programs fit a multiprocessor: while one waits for products, others take exponentials. Keys and values pass
-// through a ring of stages of 64, as many as most images have; beyond an image the copy engine reads zeros.
+// Grid (query blocks, heads, images). A program computes 64 queries in each of its warpgroups, of which four
+// fit a multiprocessor: while one waits for products, others take exponentials. Keys and values pass through
+// a ring of stages of 64; beyond an image the copy engine reads zeros.
 //
 // Compile-time: NAME of the kernel; CLUSTER, 1; WORKERS, warpgroups; STAGES; HAS_NORM.
 #include "hopper.cuh"
@@ -123,6 +123,7 @@ extern "C" __global__ void __launch_bounds__(WORKERS* WARPGROUP, 4 / WORKERS)
                       (blockIdx.x * WORKERS + i) * BLOCK, blockIdx.z);
         for (int step = 0; step < min(steps, STAGES); ++step) copy_keys(qkv, memory, step, width);
     }
+    __syncwarp();
 
     const int worker = threadIdx.x / WARPGROUP, thread = threadIdx.x % WARPGROUP, lane = threadIdx.x % 32;
     const u32 queries = memory + QUERIES_AT + worker * TILE_NBYTES;
@@ -147,6 +148,7 @@ extern "C" __global__ void __launch_bounds__(WORKERS* WARPGROUP, 4 / WORKERS)
             wait(before.empty, before.parity);
             copy_keys(qkv, memory, step - 1 + STAGES, width);
         }
+        __syncwarp();
         wait(stage.full, stage.parity);
         float logits[BLOCK / 2];
         fence_products();

@@ -7,7 +7,8 @@
 // sums, always in the same order. `partials`: (tiles, SPLITS, BLOCK_M, BLOCK_N) float32, as the threads hold
 // them; `arrivals`: (tiles, WORKERS) int32, zero before and after.
 //
-// Compile-time: NAME of the kernel; BLOCK_M, BLOCK_N of a tile; GROUP_M; CLUSTER; SPLITS; STAGES; EPILOGUE;
+// Compile-time: NAME of the kernel; BLOCK_M, BLOCK_N of a tile; GROUP_M; CLUSTER, up to 3; SPLITS; SLICES,
+// parts of a step's weights by depth, which the programs of a cluster ask for in turn; STAGES; EPILOGUE;
 // HAS_LOW; COOPERATES, whether the two warpgroups share a tile.
 #include "hopper.cuh"
 #include "wgmma.h"
@@ -21,15 +22,13 @@ constexpr int ROWS = 2 * PARTS;                // of a tile that a thread has va
 constexpr int CHUNK = 32;                      // columns that a thread finishes at once, for four threads
 constexpr int BOXES = BLOCK_N / 64;
 constexpr int BOX_NBYTES = DEPTH * 128;  // of weights: 64 columns, all of a stage's depth
-// of a box, so that programs ask for as much each, where that is possible
-constexpr int SLICES = BOXES % CLUSTER && CLUSTER != 3 ? CLUSTER : 1;
-constexpr int SLICE = DEPTH / SLICES;  // depth
+constexpr int SLICE = DEPTH / SLICES;    // depth of what one copy brings of a box
 constexpr int X_NBYTES = BLOCK_M * ROW_NBYTES;
 constexpr int STAGE_NBYTES = X_NBYTES + BOXES * BOX_NBYTES;
 // whether registers are left for what the next chunk needs
 constexpr bool LOADS_AHEAD = EPILOGUE != RESIDUAL || PARTS * BLOCK_N <= 256;
 static_assert(BLOCK_M % (WORKERS * 64) == 0 && BLOCK_N % 64 == 0);
-static_assert(SPLITS == 1 || !HAS_LOW);
+static_assert(CLUSTER <= 3 && DEPTH % SLICES == 0 && SLICE % 8 == 0 && (SPLITS == 1 || !HAS_LOW));
 using Stages = Ring<STAGES, STAGE_NBYTES, WORKERS>;
 
 struct Tile {

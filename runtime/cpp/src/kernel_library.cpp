@@ -36,24 +36,29 @@ ParameterKind parameter_kind(const std::string& kind) {
 
 constexpr size_t kMaxMapRank = 5;  // of a tensor map
 
-// `names` are those of the kernel's parameters.
-TensorMapRule read_tensor_map(const Table& data, const std::vector<std::string>& names) {
+// `kinds` are those of the kernel's parameters, `names` their names.
+TensorMapRule read_tensor_map(const Table& data, const std::vector<std::string>& names,
+                              const std::vector<ParameterKind>& kinds) {
+    const auto fail = [](const std::string& what) {
+        throw Error(HMAR_BACKEND_UNAVAILABLE, text("a tensor map ", what));
+    };
     TensorMapRule rule;
     for (const Table& size : data.at("sizes")) {
         int place = -1;
         if (!size.at(1).is_null()) {
-            const auto found = std::find(names.begin(), names.end(), size.at(1).get<std::string>());
-            if (found == names.end()) {
-                throw Error(HMAR_BACKEND_UNAVAILABLE, text("a tensor map of the parameter ", size.at(1)));
+            const auto name = size.at(1).get<std::string>();
+            place = int(std::find(names.begin(), names.end(), name) - names.begin());
+            if (size_t(place) == names.size() || kinds[size_t(place)] != ParameterKind::i32) {
+                fail(text("whose size is no whole number: ", name));
             }
-            place = int(found - names.begin());
         }
         rule.sizes.push_back({size.at(0).get<uint64_t>(), place});
     }
     rule.box = data.at("box").get<std::vector<unsigned>>();
     if (rule.sizes.empty() || rule.sizes.size() > kMaxMapRank || rule.box.size() != rule.sizes.size()) {
-        throw Error(HMAR_BACKEND_UNAVAILABLE, text("a tensor map of ", rule.sizes.size(), " dimensions"));
+        fail(text("of ", rule.sizes.size(), " dimensions and a box of ", rule.box.size()));
     }
+    if (rule.box[0] != 32 && rule.box[0] != 64) fail(text("with rows of ", rule.box[0], " values"));
     return rule;
 }
 
@@ -72,7 +77,8 @@ KernelTables::Part read_part(const Table& table) {
         }
         for (size_t i = 0; i < names.size(); ++i) {
             if (entry.parameters[i] != ParameterKind::tensor_map) continue;
-            entry.tensor_maps.emplace(i, read_tensor_map(data.at("tensor_maps").at(names[i]), names));
+            entry.tensor_maps.emplace(
+                i, read_tensor_map(data.at("tensor_maps").at(names[i]), names, entry.parameters));
         }
         part.emplace(name, std::move(entry));
     }

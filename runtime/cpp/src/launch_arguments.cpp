@@ -33,15 +33,13 @@ bool store(const LaunchArgument& argument, ParameterKind kind, uint64_t* slot,
 
 // As kernel_library.py does it.
 CuResult encode(const CudaApi& api, const TensorMapRule& rule, const RecordedLaunch& launch, uint64_t address,
-                CuTensorMap& map) {
+                CuTensorMap& map, const std::string& what) {
     std::vector<unsigned long long> sizes, strides;
     unsigned long long nbytes = sizeof(uint16_t);
     for (const auto& [times, parameter] : rule.sizes) {
-        sizes.push_back(times);
-        if (parameter >= 0) {
-            const auto* factor = std::get_if<int64_t>(&launch.arguments[size_t(parameter)]);
-            sizes.back() *= factor == nullptr || *factor < 0 ? 0 : uint64_t(*factor);
-        }
+        const int64_t factor = parameter < 0 ? 1 : std::get<int64_t>(launch.arguments[size_t(parameter)]);
+        if (factor < 1) throw Error(HMAR_INVALID_BUNDLE, text("an array of size ", factor, " for ", what));
+        sizes.push_back(times * uint64_t(factor));
         strides.push_back(nbytes *= sizes.back());
     }
     const std::vector<unsigned> steps(sizes.size(), 1);
@@ -74,8 +72,8 @@ LaunchArguments::LaunchArguments(const CudaDevice& device, const RecordedLaunch&
     size_t next = 0;
     for (const auto& [place, rule] : kernel.entry->tensor_maps) {
         CuTensorMap& map = maps_[next++];
-        device.check(encode(device.api(), rule, launch, slots_[place], map),
-                     text("kernel ", name, ": tensor map of argument ", place));
+        const std::string what = text("kernel ", name, ": tensor map of argument ", place);
+        device.check(encode(device.api(), rule, launch, slots_[place], map, what), what);
         pointers_[place] = &map;
     }
 }

@@ -9,6 +9,7 @@
 #include "bundle.h"
 #include "consistent.h"
 #include "error.h"
+#include "launch_arguments.h"
 #include "on_fakes.h"
 #include "recording.h"
 
@@ -176,6 +177,45 @@ void test_damaged_files() {
     CHECK(fake.live() == 0);
 }
 
+// --- tensor maps
+
+void test_tensor_maps() {
+    using namespace hmar::core;
+    const CudaDevice device;
+    const CudaDevice::Current current(device);
+    const DeviceMemory memory(device, 2 * 64 * 16);
+    const TensorMapRule rule{{{64, -1}, {1, 1}}, {64, 8}};
+    const KernelEntry entry{128, 0, false, {ParameterKind::tensor_map, ParameterKind::i32}, {{0, rule}}};
+    const auto make = [&](const LaunchArgument& array, int64_t rows) {
+        const RecordedLaunch launch{0, {1, 1, 1}, {array, rows}};
+        LaunchArguments(device, launch, Kernel{&entry, nullptr}, "k",
+                        [&](const BufferPointer&) { return memory.address(); });
+        return true;
+    };
+    CHECK(make(BufferPointer{0, 0}, 16));
+    CHECK_THROWS(make(NullPointer{}, 16), hmar::core::Error,
+                 "argument 0 of its recording is of another kind");
+    for (const int64_t rows : {0, -1}) {
+        CHECK_THROWS(make(BufferPointer{0, 0}, rows), hmar::core::Error, text("an array of size ", rows));
+    }
+
+    const std::string table = read_file(fs::path(bundle_folder) / "tables" / "glue.json");
+    const auto refuses = [&](const char* sizes, const char* box, const char* part) {
+        fake.set_plugins("glue", text(R"({"90": {"k": {"threads": 128, "shared_bytes": 0, "parameters": )"
+                                      R"({"x": "tensor_map", "n": "i32", "by": "fp32"}, "tensor_maps": )"
+                                      R"({"x": {"sizes": )",
+                                      sizes, R"(, "box": )", box, "}}}}}")
+                                     .c_str());
+        CHECK_THROWS(KernelTables(options().plugins).read("glue", "sm90"), hmar::core::Error, part);
+    };
+    refuses(R"([[1, "m"]])", "[64]", "whose size is no whole number: m");
+    refuses(R"([[1, "by"]])", "[64]", "whose size is no whole number: by");
+    refuses(R"([[1, "n"], [1, "n"]])", "[64]", "of 2 dimensions and a box of 1");
+    refuses(R"([[1, "n"]])", "[16]", "with rows of 16 values");
+    refuses(R"([["n", 1]])", "[64]", "that this release does not read");
+    fake.set_plugins("glue", table.c_str());
+}
+
 // Random changes of bytes and of values: refused, or of no harm.
 void test_mutated_recordings() {
     using namespace hmar::core;
@@ -249,6 +289,7 @@ int main() {
         test_what_does_not_fit(bundle);
         test_failing_calls(bundle);
         test_damaged_files();
+        test_tensor_maps();
         test_mutated_recordings();
     });
 }

@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.backends.planned_engine import Planned
 from runtime.bundle import Manifest
-from runtime.launches import ARRIVALS, LaunchPlan
+from runtime.launches import ARRIVALS, LaunchPlan, blocks
 
 Kernels = Mapping[str, Mapping[str, Any]]
 
@@ -55,9 +55,12 @@ def room(plan: LaunchPlan) -> dict[str, int]:
 
 def check_partial_sums(kernels: Kernels, plan: LaunchPlan) -> None:
     """There is room for them, and for the arrivals of all tiles."""
-    for step in plan.steps:
-        if "partials" in step.pointers:
-            of, sizes = kernels[step.kernel]["constants"], step.scalars
-            count = of["SPLITS"] * int(sizes["rows"]) * int(sizes["width"])
-            assert count * 4 <= room(plan)["partials"]
-            assert step.pointers["arrivals"] == ARRIVALS and step.grid[0] <= plan.num_arrivals
+    for step in (step for step in plan.steps if "partials" in step.pointers):
+        of, sizes = kernels[step.kernel]["constants"], step.scalars
+        rows, width, cluster = int(sizes["rows"]), int(sizes["width"]), of.get("CLUSTER", 1)
+        tiles = cluster * blocks(rows, cluster * of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
+        # those in CUDA C++ leave whole tiles
+        count = tiles * of["BLOCK_M"] * of["BLOCK_N"] if "CLUSTER" in of else rows * width
+        assert of["SPLITS"] * count * 4 <= room(plan)["partials"]
+        arrivals = tiles * (1 + of.get("COOPERATES", 0))
+        assert step.pointers["arrivals"] == ARRIVALS and arrivals <= plan.num_arrivals

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from runtime.backends import tensor_maps
 from runtime.backends.kernel_library import KernelLibrary
 
 driver = pytest.importorskip("cuda.bindings.driver", reason="no cuda.bindings")
@@ -23,6 +24,7 @@ TABLE = {
     }
 }
 POINTER, MAP = 1 << 40, 1 << 41
+MAP_BYTES = bytes(range(128))
 
 
 class Driver:
@@ -30,16 +32,16 @@ class Driver:
 
     def __init__(self) -> None:
         self.launched: list[tuple[int, list[bytes]]] = []
-        self.maps: list[tuple[Any, ...]] = []
+        self.maps: list[list[Any]] = []
+
+    def encode(self, target: int, *arguments: Any) -> int:
+        assert target % 64 == 0
+        ctypes.memmove(target, MAP_BYTES, 128)
+        self.maps.append([list(a) if isinstance(a, ctypes.Array) else a for a in arguments])
+        return 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(driver, name)
-
-    def cuTensorMapEncodeTiled(self, *arguments: Any) -> tuple[Any, Any]:
-        self.maps.append(tuple(_plain(a) for a in arguments))
-        made = driver.CUtensorMap()
-        made.opaque = [driver.cuuint64_t(i + 1) for i in range(16)]
-        return driver.CUresult.CUDA_SUCCESS, made
 
     def cuLaunchKernelEx(
         self, config: Any, function: Any, arguments: int, extra: int
@@ -51,16 +53,13 @@ class Driver:
         return (driver.CUresult.CUDA_SUCCESS,)
 
 
-def _plain(value: Any) -> Any:
-    return [int(v) for v in value] if isinstance(value, list) else value
-
-
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> KernelLibrary:
     nothing: Callable[[KernelLibrary], None] = lambda self: None  # noqa: E731
     monkeypatch.setattr(KernelLibrary, "__init__", nothing)
     made = KernelLibrary()  # type: ignore[call-arg]
     made._cuda, made._part, made.table = Driver(), "transformer", TABLE
+    monkeypatch.setattr(tensor_maps, "_encode", lambda: made._cuda.encode)
     made._functions = {"layer": SimpleNamespace()}
     return made
 
@@ -70,15 +69,26 @@ def test_arguments_and_tensor_maps(library: KernelLibrary) -> None:
     library.launch("layer", (7,), 0, arguments)
     ((programs, values),) = library._cuda.launched
     assert programs == 7
-    assert values[0] == b"".join(i.to_bytes(8, "little") for i in range(1, 17))
+    assert values[0] == MAP_BYTES
     assert values[1:] == [POINTER.to_bytes(8, "little"), b"\x28\0\0\0", b"\0\0\0\x3f"]
-    ((dtype, rank, address, *rest),) = library._cuda.maps
-    assert dtype == driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+    ((dtype, rank, address, sizes, strides, box, steps, _, swizzle, *_),) = library._cuda.maps
+    assert dtype == int(driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_FLOAT16)
     assert (rank, address) == (3, MAP)
-    sizes, strides, box, steps, _, swizzle, *_ = rest
-    assert (sizes, strides) == ([80, 24, 40], [160, 3840])
+    assert (sizes, strides[:2]) == ([80, 24, 40], [160, 3840])
     assert (box, steps) == ([32, 8, 1], [1, 1, 1])
-    assert swizzle == driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_64B
+    assert swizzle == int(driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_64B)
+
+
+def test_constants_are_those_of_cuda() -> None:
+    swizzles, promotions = driver.CUtensorMapSwizzle, driver.CUtensorMapL2promotion
+    assert tensor_maps.SWIZZLES[128] == int(swizzles.CU_TENSOR_MAP_SWIZZLE_128B)
+    assert tensor_maps.PROMOTE_128 == int(promotions.CU_TENSOR_MAP_L2_PROMOTION_L2_128B)
+    assert tensor_maps.NOT_INTERLEAVED == int(
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE
+    )
+    assert tensor_maps.FILL_ZEROS == int(
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE
+    )
 
 
 def test_arguments_left_out_are_zero(library: KernelLibrary) -> None:

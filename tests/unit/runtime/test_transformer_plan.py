@@ -8,9 +8,10 @@ import pytest
 
 from plugins_trt.transformer.tiles import MANY_PROGRAMS, Layer, choose_tile
 from runtime.errors import BackendUnavailableError
-from runtime.launches import ARRIVALS, LaunchPlan, blocks
+from runtime.launches import LaunchPlan, blocks
 from runtime.transformer_plan import TransformerSizes, plan_pass
 from tests.kernel_tables import kernel_table
+from tests.unit.runtime.plan_checks import check_partial_sums
 
 aot = pytest.importorskip("plugins_trt.transformer.aot", reason="no triton")
 
@@ -104,15 +105,7 @@ def test_places_hold_what_is_written(kernels: Kernels, plans: Plans) -> None:
             if pointers["out"] != "logits":
                 halves = 2 if of.get("HAS_LOW") else 1
                 assert rows * width * halves * 2 <= room[pointers["out"]]
-            if "partials" in pointers:
-                cluster = of.get("CLUSTER", 1)
-                tiles = cluster * blocks(rows, cluster * of["BLOCK_M"])
-                tiles *= blocks(width, of["BLOCK_N"])
-                is_wide = "CLUSTER" in of
-                values = tiles * of["BLOCK_M"] * of["BLOCK_N"] if is_wide else rows * width
-                assert of["SPLITS"] * values * 4 <= room[pointers["partials"]]
-                arrivals = tiles * (1 + of.get("COOPERATES", 0))
-                assert pointers["arrivals"] == ARRIVALS and arrivals <= plan.num_arrivals
+        check_partial_sums(kernels, plan)
         layers = SIZES[name].layers["base"] + SIZES[name].layers["ns"]
         assert layers == sum("attention" in step.kernel for step in plan.steps)
 
