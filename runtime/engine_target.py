@@ -61,6 +61,19 @@ def local_gpu() -> str | None:
         device.close()
 
 
+def local_multiprocessors() -> int:
+    """How many multiprocessors this machine's GPU has.
+
+    Raises:
+        NoDeviceError: there is none.
+    """
+    device = CudaDevice()
+    try:
+        return device.multiprocessors
+    finally:
+        device.close()
+
+
 def choose_target(
     library: TensorRT,
     gpus: Sequence[str],

@@ -30,8 +30,9 @@ from typing import get_args
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.backends.kernel_engines import kinds_with_kernels, need_no_engines
+from runtime.backends.kernel_library import MULTIPROCESSORS
 from runtime.backends.recorded_work import Settings
-from runtime.backends.recordings import make_recordings
+from runtime.backends.recordings import Library, make_recordings
 from runtime.backends.trt_library import FLAVOURS, import_tensorrt
 from runtime.bundle import Bundle, Kind
 from runtime.config import BackendConfig, SamplingConfig
@@ -45,7 +46,7 @@ from runtime.engine_plan import (
     EngineOptions,
     plan_engines,
 )
-from runtime.engine_target import ATTENTIONS, choose_target, local_gpu
+from runtime.engine_target import ATTENTIONS, choose_target, local_gpu, local_multiprocessors
 from runtime.errors import BackendUnavailableError, DeployError, EngineIncompatibleError
 from runtime.himar_config import HiMARSamplingConfig
 from runtime.schedule import parse_schedule
@@ -197,9 +198,18 @@ def kinds_of_kernels(bundle: Bundle, gpus: Sequence[str], batches: Sequence[int]
 
 
 def record(
-    bundle: Bundle, gpus: Sequence[str], batches: Sequence[int], schedules: str, *, force: bool
+    bundle: Bundle,
+    gpus: Sequence[str],
+    local: str | None,
+    batches: Sequence[int],
+    schedules: str,
+    *,
+    force: bool,
 ) -> None:
     """Records generations for every GPU, and says so.
+
+    Args:
+        local: this machine's GPU, whose number of multiprocessors is taken into account.
 
     Raises:
         BackendUnavailableError: the plugin library is not built, or has nothing for one of them.
@@ -211,7 +221,11 @@ def record(
         engines = None
         if not need_no_engines(bundle, config, gpu, batches):
             engines = find_engines_for(bundle, gpu)
-        made = make_recordings(bundle, gpu, batches, settings, engines=engines, force=force)
+        count = local_multiprocessors() if gpu == local else MULTIPROCESSORS
+        library = Library.built(gpu, count)
+        made = make_recordings(
+            bundle, gpu, batches, settings, library=library, engines=engines, force=force
+        )
         by = "kernels" if engines is None else f"kernels and {engines.folder.name}"
         print(
             f"recordings   {made.folder}: {len(made.index.recordings)}, by {by}, "
@@ -255,7 +269,7 @@ def main() -> None:
         return
     try:
         targets = gpus or [required_gpu(local)]
-        record(bundle, targets, batches, args.record_schedules, force=args.force)
+        record(bundle, targets, local, batches, args.record_schedules, force=args.force)
     except (BackendUnavailableError, EngineIncompatibleError) as error:
         if args.only_recordings:
             raise

@@ -116,6 +116,13 @@ class CudaDevice:
         )
         return f"sm{major}{minor}"
 
+    @property
+    def multiprocessors(self) -> int:
+        """How many it has."""
+        attribute = self._cuda.cudaDeviceAttr.cudaDevAttrMultiProcessorCount
+        (count,) = self.call("cudaDeviceGetAttribute", attribute, self.index, why="multiprocessors")
+        return int(count)
+
     def memory(self) -> tuple[int, int]:
         """Free and total memory in bytes."""
         free, total = self.call("cudaMemGetInfo", why="memory")

@@ -13,6 +13,7 @@ from runtime.backends.tensor_maps import TensorMap
 from runtime.errors import BackendError, BackendUnavailableError
 from runtime.launches import KernelTable
 
+MULTIPROCESSORS = 132  # of the card that the tables are for
 Part = Literal["sampling", "decoder", "transformer", "glue"]
 
 C_TYPES: dict[str, Any] = {
@@ -46,6 +47,7 @@ class KernelLibrary:
         library: `libhmar_plugins.so`.
         part: which of its kernels.
         gpu: compute capability, as `sm90`.
+        multiprocessors: of the GPU.
 
     Raises:
         BackendUnavailableError: the library has no such kernels for this GPU, or cuda.bindings is
@@ -53,9 +55,11 @@ class KernelLibrary:
         BackendError: CUDA fails.
     """
 
-    def __init__(self, library: Path, part: Part, gpu: str) -> None:
+    def __init__(
+        self, library: Path, part: Part, gpu: str, multiprocessors: int = MULTIPROCESSORS
+    ) -> None:
         self._cuda, self._part = import_cuda("driver"), part
-        self.table: KernelTable = read_table(library, part, gpu)
+        self.table: KernelTable = read_table(library, part, gpu, multiprocessors)
         image = getattr(ctypes.CDLL(str(library)), f"hmar_{part}_image")
         image.restype = ctypes.c_void_p
         (self._module,) = self._call("cuModuleLoadData", image())
@@ -115,8 +119,13 @@ def _value(entry: Mapping[str, Any], parameter: str, arguments: Mapping[str, int
     return C_TYPES[kind](value)
 
 
-def read_table(library: Path, part: Part, gpu: str) -> KernelTable:
+def read_table(
+    library: Path, part: Part, gpu: str, multiprocessors: int = MULTIPROCESSORS
+) -> KernelTable:
     """The kernels of a GPU in the plugin library; needs no GPU.
+
+    Args:
+        multiprocessors: of the GPU; persistent kernels have as many programs as it runs at once.
 
     Raises:
         BackendUnavailableError: it has none for this GPU.
@@ -131,7 +140,16 @@ def read_table(library: Path, part: Part, gpu: str) -> KernelTable:
             f"if plugins_trt/{part}/aot.py knows this GPU, build the library with "
             "-DHMAR_CUDA_ARCHS that name it"
         )
-    return tables[arch]
+    return {name: fit_programs(entry, multiprocessors) for name, entry in tables[arch].items()}
+
+
+def fit_programs(entry: Mapping[str, Any], multiprocessors: int) -> Mapping[str, Any]:
+    """The entry of a kernel for a card of so many multiprocessors, or of more."""
+    if "programs" not in entry or multiprocessors >= MULTIPROCESSORS:
+        return entry
+    cluster = entry["constants"].get("CLUSTER", 1)
+    clusters = entry["programs"] * multiprocessors // MULTIPROCESSORS // cluster
+    return {**entry, "programs": max(clusters, 1) * cluster}
 
 
 def choose_architecture(gpu: str, available: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 from plugins_trt.loader import PluginError, open_library, package_version
-from runtime.backends.kernel_library import Part, read_table
+from runtime.backends.kernel_library import MULTIPROCESSORS, Part, read_table
 from runtime.backends.recorded_work import Settings, Work, work_of
 from runtime.backends.recording_writer import Source, Writer, engines_of, recorded_plan
 from runtime.bundle import Bundle
@@ -43,20 +43,24 @@ class Library:
     digests: dict[str, str]
 
     @classmethod
-    def built(cls, gpu: str) -> Library:
+    def built(cls, gpu: str, multiprocessors: int = MULTIPROCESSORS) -> Library:
         """The library that `plugins_trt.loader` finds.
+
+        Args:
+            gpu: compute capability, as `sm90`.
+            multiprocessors: of the GPU.
 
         Raises:
             BackendUnavailableError: there is none, or it has no kernels for this GPU.
         """
         try:
-            return cls.read(open_library("trt").path, gpu)
+            return cls.read(open_library("trt").path, gpu, multiprocessors)
         except PluginError as error:
             raise BackendUnavailableError(f"recordings need the plugin library: {error}") from error
 
     @classmethod
-    def read(cls, path: Path, gpu: str) -> Library:
-        """What a library holds; needs no GPU.
+    def read(cls, path: Path, gpu: str, multiprocessors: int = MULTIPROCESSORS) -> Library:
+        """What a library holds; needs no GPU. Arguments as of `built`.
 
         Raises:
             BackendUnavailableError: the library has no kernels for this GPU.
@@ -64,7 +68,7 @@ class Library:
         tables: dict[Part, KernelTable] = {}
         for part in get_args(Part):
             try:
-                tables[part] = read_table(path, part, gpu)
+                tables[part] = read_table(path, part, gpu, multiprocessors)
             except BackendUnavailableError as error:
                 if part == "sampling":  # engines cannot do this
                     raise

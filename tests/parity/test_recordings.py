@@ -370,7 +370,7 @@ def test_build_engines_records(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     own = linked_bundle(tmp_path / "bundle", bundle.folder)
-    monkeypatch.setattr(Library, "built", lambda gpu: library.library)
+    monkeypatch.setattr(Library, "built", lambda gpu, multiprocessors: library.library)
     monkeypatch.setattr(build_engines, "need_no_engines", lambda *_: True)
     command = ["build_engines.py", "--bundle", str(own.folder), "--batch", "1,2"]
     command += ["--gpu", GPU, "--only-recordings"]
@@ -406,7 +406,7 @@ def test_build_engines_without_tensorrt(
     monkeypatch.setattr(build_engines, "import_tensorrt", no_tensorrt)
     monkeypatch.setattr(build_engines, "kinds_with_kernels", lambda *_: set(kinds))
     monkeypatch.setattr(build_engines, "need_no_engines", lambda *_: True)
-    monkeypatch.setattr(Library, "built", lambda gpu: library.library)
+    monkeypatch.setattr(Library, "built", lambda gpu, multiprocessors: library.library)
     command = ["build_engines.py", "--bundle", str(own.folder), "--batch", "1", "--gpu", GPU]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(BackendUnavailableError, match="TensorRT is not installed"):

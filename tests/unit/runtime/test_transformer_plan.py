@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from plugins_trt.transformer.tiles import MANY_PROGRAMS, Layer, choose_tile
+from runtime.backends.kernel_library import fit_programs
 from runtime.errors import BackendUnavailableError
 from runtime.launches import LaunchPlan, blocks
 from runtime.transformer_plan import TransformerSizes, plan_pass
@@ -79,6 +80,19 @@ def test_attention_of_many_programs_has_kernels_of_its_own(kernels: Kernels, pla
         assert is_wide == (length >= 17 and programs >= MANY_PROGRAMS)
         seen.add(is_wide)
     assert seen == {False, True}
+
+
+@pytest.mark.parametrize("multiprocessors", [132, 144, 114, 78, 2, 1])
+def test_programs_of_smaller_cards(kernels: Kernels, multiprocessors: int) -> None:
+    for entry in kernels.values():
+        fitted = fit_programs(entry, multiprocessors)
+        assert fitted.keys() == entry.keys()
+        if "programs" not in entry or multiprocessors >= 132:
+            assert fitted == entry
+            continue
+        cluster = entry["constants"]["CLUSTER"]
+        assert fitted["programs"] % cluster == 0 and fitted["programs"] > 0
+        assert fitted["programs"] <= max(multiprocessors, cluster)
 
 
 def test_arguments_are_the_parameters_of_the_kernels(kernels: Kernels, plans: Plans) -> None:
