@@ -119,7 +119,7 @@ def main() -> None:
     args = parse_args()
     device = CudaDevice()
     print(torch.cuda.get_device_name(), "PyTorch", torch.__version__)
-    kernels = KernelLibrary(open_library("trt").path, "transformer", device.gpu)
+    kernels = KernelLibrary(open_library("trt").path, "transformer", device)
     for length in map(int, args.tokens.split(",")):
         print_times(kernels, args.images, args.heads, length, is_plain=args.plain)
 

@@ -152,7 +152,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     device = CudaDevice()
     print(torch.cuda.get_device_name(), "PyTorch", torch.__version__)
-    kernels = KernelLibrary(open_library("trt").path, "transformer", device.gpu)
+    kernels = KernelLibrary(open_library("trt").path, "transformer", device)
     for rows in map(int, args.rows.split(",")):
         chooser = LayerPlanner(kernels.table, width=args.width, rows=rows, length=rows, stream="x")
         for layer in layers:

@@ -31,7 +31,7 @@ FILL = 0xFF  # NaN as a float, -1 as an index
 class HostDevice:
     """Allocates on the host; new memory is filled with NaN."""
 
-    stream, multiprocessors = 7, 132
+    stream = 7
 
     def __init__(self, total_nbytes: int = 1 << 40) -> None:
         self.total_nbytes = total_nbytes

@@ -97,7 +97,7 @@ def kernel_engines(
 
     @cache  # settings share kernels
     def kernels(part: Part) -> Kernels:
-        return KernelLibrary(open_library("trt").path, part, device.gpu, device.multiprocessors)
+        return KernelLibrary(open_library("trt").path, part, device)
 
     yield from planned_engines(bundle, config, device, batches, kernels)
 

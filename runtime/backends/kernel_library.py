@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from runtime.backends.cuda import import_cuda
+from runtime.backends.cuda import CudaDevice, import_cuda
 from runtime.backends.tensor_maps import TensorMap
 from runtime.errors import BackendError, BackendUnavailableError
 from runtime.launches import KernelTable
@@ -46,8 +46,7 @@ class KernelLibrary:
     Args:
         library: `libhmar_plugins.so`.
         part: which of its kernels.
-        gpu: compute capability, as `sm90`.
-        multiprocessors: of the GPU.
+        device: the GPU that they are for.
 
     Raises:
         BackendUnavailableError: the library has no such kernels for this GPU, or cuda.bindings is
@@ -55,11 +54,9 @@ class KernelLibrary:
         BackendError: CUDA fails.
     """
 
-    def __init__(
-        self, library: Path, part: Part, gpu: str, multiprocessors: int = MULTIPROCESSORS
-    ) -> None:
+    def __init__(self, library: Path, part: Part, device: CudaDevice) -> None:
         self._cuda, self._part = import_cuda("driver"), part
-        self.table: KernelTable = read_table(library, part, gpu, multiprocessors)
+        self.table: KernelTable = read_table(library, part, device.gpu, device.multiprocessors)
         image = getattr(ctypes.CDLL(str(library)), f"hmar_{part}_image")
         image.restype = ctypes.c_void_p
         (self._module,) = self._call("cuModuleLoadData", image())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from runtime.errors import BackendError
@@ -82,6 +83,7 @@ class TensorMap:
         return cls(array, sizes, rule["box"])
 
 
+@cache
 def _encode() -> Any:
     try:
         function = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled

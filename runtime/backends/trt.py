@@ -354,7 +354,7 @@ def _load_sampling(
 ) -> tuple[SamplingKernels | None, DiffusionKernels | None]:
     """What the bundle's family samples with on the device."""
     try:
-        kernels = KernelLibrary(open_library("trt").path, "sampling", device.gpu)
+        kernels = KernelLibrary(open_library("trt").path, "sampling", device)
     except (PluginError, BackendUnavailableError) as error:
         logger.warning("sampling on the host, and no CUDA graphs: %s", error)
         return None, None

@@ -81,7 +81,7 @@ class PythonGenerations:
         for engine in engines.values():
             self._undo.callback(engine.close)
         runner = TensorRTRunner(bundle.manifest, engines, self.device, batches)
-        library = KernelLibrary(open_library("trt").path, "sampling", self.device.gpu)
+        library = KernelLibrary(open_library("trt").path, "sampling", self.device)
         kernels = CudaSamplingKernels(library, self.device.stream)
 
         def fail(what: str, batch: int, error: Exception) -> Any:

@@ -13,6 +13,6 @@ from runtime.errors import BackendUnavailableError
 def open_kernels(part: Part, device: CudaDevice) -> KernelLibrary:
     """Kernels of a part; skips the test that asks if there are none."""
     try:
-        return KernelLibrary(open_library("trt").path, part, device.gpu)
+        return KernelLibrary(open_library("trt").path, part, device)
     except (PluginError, BackendUnavailableError) as error:
         pytest.skip(str(error))

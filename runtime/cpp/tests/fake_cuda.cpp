@@ -1,99 +1,17 @@
-// A stand-in for libcuda.so.1. A module is text: a kernel a line, its name and its parameters' kinds ("p"
-// address, "i" int32, "f" float32, "t" tensor map, whose address a test sees).
-#include "fake_cuda.h"
-
-#include <cstdio>
+// A stand-in for libcuda.so.1: devices, memory, streams and graphs. Modules and launches are
+// fake_cuda_kernels.cpp.
 #include <cstdlib>
-#include <cstring>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <set>
-#include <sstream>
-#include <string>
-#include <vector>
 
-#include "cuda_api.h"
+#include "fake_cuda_state.h"
 
-using namespace hmar::core;
+using namespace fake_cuda;
 
 namespace {
 
-constexpr CuResult kInvalidValue = 1, kInvalidContext = 201, kNotFound = 500, kCaptureUnsupported = 900;
 constexpr size_t kTotalMemory = size_t{1} << 34;
-constexpr uint64_t kIsTensorMap = 0x70614D726F736E65;
 constexpr int kPoison = 0xFF;  // NaN as a float, -1 as an index
 
-struct Function {
-    std::string name, kinds;
-    int max_shared = 48 << 10;
-};
-
-struct Operation {
-    int kind;
-    const Function* function;
-    CuLaunchConfig config;
-    bool overlaps;
-    std::vector<uint64_t> arguments;
-    uint64_t target, source, nbytes;
-    void (*call)(void* data) = nullptr;
-    std::shared_ptr<void> data = nullptr;
-};
-
-using Operations = std::vector<Operation>;
-
-struct Stream {
-    bool is_capturing = false;
-    Operations captured;
-};
-
-struct State {
-    std::recursive_mutex mutex;
-    std::map<uint64_t, size_t> memory;  // device memory by address
-    std::set<void*> pinned, streams, graphs, executables, modules;
-    int retained = 0, violations = 0;
-    int count = 1, major = 9, minor = 0;
-    std::string failing;
-    int failing_nth = 0, failing_calls = 0;
-    CuResult failing_result = 0;
-    FakeOnOperation on_operation = nullptr;
-};
-
-State& state = *new State;
-thread_local std::vector<CuContext> contexts;
-thread_local bool is_capturing = false;  // this thread, on any stream: it may neither allocate nor wait
 char the_context;
-
-CuResult violation(CuResult result, const char* function) {
-    std::fprintf(stderr, "%s: not allowed here: %d\n", function, result);
-    ++state.violations;
-    return result;
-}
-
-// Whether a call is to fail; the result, or success.
-CuResult begin(const char* function, bool needs_context = true) {
-    if (state.failing == function && ++state.failing_calls == state.failing_nth) return state.failing_result;
-    if (needs_context && contexts.empty()) return violation(kInvalidContext, function);
-    return kCuSuccess;
-}
-
-#define BEGIN(needs_context)                                       \
-    const std::lock_guard<std::recursive_mutex> lock(state.mutex); \
-    if (const CuResult result = begin(__func__, needs_context)) return result
-
-bool is_device_memory(uint64_t address, size_t nbytes) {
-    auto after = state.memory.upper_bound(address);
-    if (after == state.memory.begin()) return false;
-    --after;
-    return address + nbytes <= after->first + after->second;
-}
-
-void* at(uint64_t address) { return reinterpret_cast<void*>(address); }
-
-void execute(const Operation& operation) {
-    if (operation.kind == 1) std::memcpy(at(operation.target), at(operation.source), operation.nbytes);
-    if (operation.kind == 2) std::memset(at(operation.target), 0, operation.nbytes);
-}
 
 void report(const Operation& operation) {
     if (state.on_operation == nullptr) return;
@@ -112,27 +30,7 @@ void report(const Operation& operation) {
     state.on_operation(&seen);
 }
 
-CuResult enqueue(CuStream handle, Operation operation) {
-    auto& stream = *reinterpret_cast<Stream*>(handle);
-    if (stream.is_capturing) {
-        stream.captured.push_back(std::move(operation));
-    } else {
-        execute(operation);
-    }
-    return kCuSuccess;
-}
-
-template <typename T>
-CuResult remove(std::set<void*>& objects, T* object) {
-    if (objects.erase(object) == 0) return violation(kInvalidValue, __func__);
-    return kCuSuccess;
-}
-
-using Module = std::map<std::string, Function>;
-
 }  // namespace
-
-#define FAKE extern "C" __attribute__((visibility("default"))) CuResult
 
 FAKE cuInit(unsigned) {
     BEGIN(false);
@@ -337,87 +235,6 @@ FAKE cuGraphLaunch(CuGraphExec executable, CuStream) {
         report(operation);
     }
     return kCuSuccess;
-}
-
-FAKE cuModuleLoadData(CuModule* module, const void* image) {
-    BEGIN(true);
-    auto* functions = new Module;
-    std::istringstream lines(static_cast<const char*>(image));
-    for (std::string name, kinds; lines >> name >> kinds;) functions->emplace(name, Function{name, kinds});
-    state.modules.insert(functions);
-    *module = reinterpret_cast<CuModule>(functions);
-    return kCuSuccess;
-}
-
-FAKE cuModuleUnload(CuModule module) {
-    BEGIN(true);
-    if (remove(state.modules, module) != kCuSuccess) return kInvalidValue;
-    delete reinterpret_cast<Module*>(module);
-    return kCuSuccess;
-}
-
-FAKE cuModuleGetFunction(CuFunction* function, CuModule module, const char* name) {
-    BEGIN(true);
-    auto& functions = *reinterpret_cast<Module*>(module);
-    const auto found = functions.find(name);
-    if (found == functions.end()) return kNotFound;
-    *function = reinterpret_cast<CuFunction>(&found->second);
-    return kCuSuccess;
-}
-
-FAKE cuFuncSetAttribute(CuFunction function, int attribute, int value) {
-    BEGIN(true);
-    if (attribute != kCuMaxDynamicShared) return violation(kInvalidValue, __func__);
-    reinterpret_cast<Function*>(function)->max_shared = value;
-    return kCuSuccess;
-}
-
-FAKE cuTensorMapEncodeTiled(CuTensorMap* map, int type, unsigned rank, void* address,
-                            const unsigned long long* sizes, const unsigned long long* strides,
-                            const unsigned* box, const unsigned* steps, int interleave, int swizzle,
-                            int promotion, int fill) {
-    BEGIN(false);
-    const auto start = reinterpret_cast<uint64_t>(address);
-    bool is_valid = type == kCuFloat16 && rank >= 1 && rank <= 5 && start % 16 == 0 &&
-                    reinterpret_cast<uint64_t>(map) % 64 == 0 && interleave == kCuNotInterleaved &&
-                    promotion == kCuPromote128 && fill == kCuFillZeros &&
-                    box[0] * 2 == (swizzle == kCuSwizzle128  ? 128
-                                   : swizzle == kCuSwizzle64 ? 64
-                                                             : 0);
-    uint64_t nbytes = 2;
-    for (unsigned i = 0; i < rank; ++i) {
-        if (i > 0) is_valid = is_valid && strides[i - 1] == nbytes && nbytes % 16 == 0;
-        is_valid = is_valid && sizes[i] > 0 && box[i] > 0 && box[i] <= 256 && steps[i] == 1;
-        nbytes *= sizes[i];
-    }
-    if (!is_valid || !is_device_memory(start, nbytes)) return violation(kInvalidValue, __func__);
-    *map = {{start, kIsTensorMap}};
-    return kCuSuccess;
-}
-
-FAKE cuLaunchKernelEx(const CuLaunchConfig* config, CuFunction handle, void** arguments, void** extra) {
-    BEGIN(true);
-    const auto* function = reinterpret_cast<const Function*>(handle);
-    if (extra != nullptr || int(config->shared_bytes) > function->max_shared || config->block_y != 1 ||
-        config->block_z != 1) {
-        return violation(kInvalidValue, __func__);
-    }
-    Operation operation{0, function, *config, false, {}, 0, 0, 0};
-    for (unsigned i = 0; i < config->num_attributes; ++i) {
-        const CuLaunchAttribute& attribute = config->attributes[i];
-        if (attribute.id != kCuProgrammaticSerialization) return violation(kInvalidValue, __func__);
-        operation.overlaps = attribute.value.allowed == 1;
-    }
-    for (size_t i = 0; i < function->kinds.size(); ++i) {
-        uint64_t bits = 0;
-        const char kind = function->kinds[i];
-        std::memcpy(&bits, arguments[i], kind == 'p' || kind == 't' ? sizeof bits : sizeof(uint32_t));
-        if (kind == 't' && static_cast<const CuTensorMap*>(arguments[i])->opaque[1] != kIsTensorMap) {
-            return violation(kInvalidValue, __func__);
-        }
-        operation.arguments.push_back(bits);
-    }
-    return enqueue(config->stream, std::move(operation));
 }
 
 #define TEST_API extern "C" __attribute__((visibility("default")))

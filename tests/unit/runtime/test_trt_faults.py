@@ -270,7 +270,7 @@ def test_the_decoder_is_kernels_where_there_are_some(
     library = Library(path=Path("libhmar_plugins.so"), version="0.1.0", architectures=(89,))
     for module in (trt, kernel_engines):
         monkeypatch.setattr(module, "open_library", lambda kind: library)
-        monkeypatch.setattr(module, "KernelLibrary", lambda path, part, *gpu: part)
+        monkeypatch.setattr(module, "KernelLibrary", lambda path, part, device: part)
     monkeypatch.setattr(trt, "CudaSamplingKernels", lambda kernels, stream: None)
 
     def engines(*arguments: Any) -> dict[str, FakeDecoder]:
@@ -292,7 +292,7 @@ def test_a_transformer_without_kernels_frees_what_is_loaded(
     library = Library(path=Path("libhmar_plugins.so"), version="0.1.0", architectures=(89,))
     glue, error = FakeDecoder(), BackendUnavailableError("the library has no transformer kernel")
     monkeypatch.setattr(kernel_engines, "open_library", lambda kind: library)
-    monkeypatch.setattr(kernel_engines, "KernelLibrary", lambda path, part, *gpu: part)
+    monkeypatch.setattr(kernel_engines, "KernelLibrary", lambda path, part, device: part)
     monkeypatch.setattr(kernel_engines, "glue_engines", lambda *arguments: {"cond": glue})
 
     def refuse(*arguments: Any) -> None:
