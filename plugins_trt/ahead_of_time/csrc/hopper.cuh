@@ -236,7 +236,7 @@ DEVICE float exp2_approx(float x) {
     return y;
 }
 
-DEVICE float tanh_approx(float x) {  // relative error 2^-11
+DEVICE float tanh_approx(float x) {  // relative error about 2^-11
     float y;
     asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
