@@ -15,6 +15,7 @@ from runtime.launches import ARRIVALS, KernelTable, LaunchPlan, Scratch, Step, b
 
 HALF, FLOAT = 2, 4  # bytes
 INT32 = 1 << 31  # offsets are below it
+MAX_PREFETCH = 8 << 20  # bytes of the next layer's weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,29 @@ class LayerPlanner:
         """All launches so far."""
         offsets, nbytes = self.scratch.lay_out()
         return LaunchPlan(
-            steps=tuple(self._steps),
+            steps=tuple(self._with_prefetches()),
             offsets=offsets,
             nbytes=nbytes,
             num_arrivals=self._num_arrivals,
         )
+
+    def _with_prefetches(self) -> list[Step]:
+        """The launches, of which each that can brings the weights of the next layer into the cache,
+        unless these are too many."""
+        steps: list[Step] = []
+        weights, nbytes = "", 0  # of the layer after
+        for step in reversed(self._steps):
+            fits = 0 < nbytes <= MAX_PREFETCH
+            if fits and "next" in self._kernels[step.kernel].get("parameters", ()):
+                pointers = {**step.pointers, "next": weights}
+                scalars = {**step.scalars, "next_nbytes": nbytes}
+                steps.append(Step(step.kernel, step.grid, pointers, scalars))
+            else:
+                steps.append(step)
+            if "depth" in step.scalars:
+                weights = step.pointers["weights"]
+                nbytes = int(step.scalars["depth"] * step.scalars["width"]) * HALF
+        return steps[::-1]
 
     def wide(self, width: int) -> str:
         """A place for rows of so many float16 values."""
@@ -170,7 +189,11 @@ class LayerPlanner:
                 places |= self._partials(nbytes, tiles * (1 + of["COOPERATES"]))
             self.add(kernel, (min(tiles * of["SPLITS"], programs),), places, **sizes)
             return
-        tiles = blocks(rows, of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
+        down, across = blocks(rows, of["BLOCK_M"]), blocks(width, of["BLOCK_N"])
+        if entry["function"] == "narrow":
+            self.add(kernel, (of["SPLITS"] * across, down), places, **sizes)
+            return
+        tiles = down * across
         if of["SPLITS"] > 1:
             places |= self._partials(of["SPLITS"] * rows * width * FLOAT, tiles)
         self.add(kernel, (tiles, of["SPLITS"]), places, **sizes)

@@ -20,7 +20,7 @@ EPILOGUES = {"qkv": 0, "proj": 2, "fc1": 1, "fc2": 2, "head": 0}
 
 
 def host_table() -> KernelTable:
-    """One kernel of each kind, and three for every linear layer: whole, split and wide."""
+    """One kernel of each kind, and some for every linear layer: whole, split, narrow and wide."""
     table: dict[str, dict[str, Any]] = {}
 
     def add(function: str, part: str, size: int, **constants: int) -> None:
@@ -28,7 +28,7 @@ def host_table() -> KernelTable:
             "function": function, "uses": {part: [(0, size)]}, "constants": constants,
             "programs": PROGRAMS,
         }  # fmt: skip
-        if function == "wide":
+        if function in ("narrow", "wide"):
             depth = [1 + constants["HAS_LOW"], "depth"]
             table[f"{part}{size}"]["tensor_maps"] = {
                 "x": {"sizes": [depth, [1, "rows"]], "box": [64, 128]},
@@ -41,6 +41,8 @@ def host_table() -> KernelTable:
         add("linear", layer, 0, SPLITS=1, **of)
         if layer != "head":
             add("linear", layer, 3, SPLITS=2, **of)
+        narrow = {**of, "BLOCK_M": 8, "BLOCK_N": 64, "BLOCK_K": 64}
+        add("narrow", layer, 9, CLUSTER=1, SPLITS=2, **narrow)
         add("wide", layer, 20, CLUSTER=CLUSTER, SPLITS=1, COOPERATES=0, **of)
         if layer != "head":
             add("wide", layer, 40, CLUSTER=3, SPLITS=2, COOPERATES=1, **of)
@@ -113,6 +115,16 @@ class HostTransformerKernels:
         if of["SPLITS"] > 1:
             assert not memory(arrivals, np.int32, tiles).any()
             memory(partials, np.float32, of["SPLITS"], rows, width)[...] = np.nan
+        self._compute(of, rows=rows, width=width, **rest)
+
+    def _narrow(
+        self, of: Mapping[str, int], grid: tuple[int, ...], *, rows: int, width: int,
+        next: int = 0, next_nbytes: int = 0, **rest: int,
+    ) -> None:  # fmt: skip
+        tiles = math.ceil(width / of["BLOCK_N"]), math.ceil(rows / of["BLOCK_M"])
+        assert grid == (of["SPLITS"] * tiles[0], tiles[1])
+        if next_nbytes:
+            assert memory(next, np.uint8, next_nbytes).max() > 0
         self._compute(of, rows=rows, width=width, **rest)
 
     def _wide(

@@ -72,23 +72,24 @@ def wgmma(columns: int) -> str:
     count = columns // 2
     registers = ", ".join(f"%{i}" for i in range(count))
     values = ", ".join(f'"+f"(acc[{i}])' for i in range(count))
-    a, b, accumulates, is_transposed = (f"%{count + i}" for i in range(4))
+    a, b, accumulates, is_transposed, x_is = (f"%{count + i}" for i in range(5))
     x = ", ".join(f"%{count + i}" for i in range(4))
     of_registers, by = f"%{count + 4}", f"%{count + 5}"
     instruction = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.f16.f16"
     return f"""#pragma once
-// acc = x * w, or acc += x * w; the tile of weights lies row after row (IS_TRANSPOSED), else column
-// after column.
-template <int COLUMNS, int IS_TRANSPOSED>
+// acc = x * w, or acc += x * w; the tile w lies row after row (IS_TRANSPOSED), else column after
+// column, the tile x row after row, or column after column (X_IS_TRANSPOSED).
+template <int COLUMNS, int IS_TRANSPOSED, int X_IS_TRANSPOSED = 0>
 DEVICE void wgmma(float (&acc)[COLUMNS / 2], u64 x, u64 w, bool accumulates) {{
   static_assert(COLUMNS == {columns}, "this header is of other products");
   asm volatile(
       "{{\\n.reg .pred p;\\nsetp.ne.b32 p, {accumulates}, 0;\\n"
       "{instruction} "
       "{{{registers}}}, "
-      "{a}, {b}, p, 1, 1, 0, {is_transposed};\\n}}"
+      "{a}, {b}, p, 1, 1, {x_is}, {is_transposed};\\n}}"
       : {values}
-      : "l"(x), "l"(w), "r"(int(accumulates)), "n"(IS_TRANSPOSED));
+      : "l"(x), "l"(w), "r"(int(accumulates)), "n"(IS_TRANSPOSED),
+        "n"(X_IS_TRANSPOSED));
 }}
 
 // acc += x * w, with x in registers: two values in each, of columns 2 t and 2 t + 1 of rows g and

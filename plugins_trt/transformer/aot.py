@@ -27,9 +27,10 @@ from plugins_trt.transformer.tiles import (
     ROW_BLOCK,
     TILES,
     WIDE_ATTENTION_TILES,
+    AnyTile,
     AttentionTile,
     Layer,
-    Tile,
+    NarrowTile,
     WideAttentionTile,
     WideTile,
 )
@@ -48,12 +49,13 @@ EPILOGUE_CODES = {"plain": 0, "gelu": 1, "residual": 2, "silu": 3, "gelu_erf": 4
 ALIGNMENT = 16  # of pointers, in bytes, and of widths and places, in values
 PARAMETERS = {
     **dict.fromkeys(
-        ("x", "ada", "gain", "offset", "weights", "bias", "residual", "out", "qkv"), "*fp16"
+        ("x", "ada", "gain", "offset", "weights", "bias", "residual", "out", "qkv", "next"),
+        "*fp16",
     ),
     **dict.fromkeys(("scale_mul", "partials"), "*fp32"),
     "arrivals": "*i32",
     **dict.fromkeys(("rows", "length", "depth", "width", "ada_stride"), "i32"),
-    **dict.fromkeys(("scale_at", "shift_at", "gate_at"), "i32"),
+    **dict.fromkeys(("scale_at", "shift_at", "gate_at", "next_nbytes"), "i32"),
     "eps": "fp32",
 }
 DENOISER_PARAMETERS = {
@@ -78,6 +80,10 @@ HIMAR_PARAMETERS = {
 WIDE_PARAMETERS = (
     "x", "ada", "weights", "bias", "residual", "out", "partials", "arrivals", "rows", "length",
     "depth", "width", "ada_stride", "gate_at",
+)  # fmt: skip
+NARROW_PARAMETERS = (
+    "x", "ada", "weights", "bias", "residual", "out", "next", "rows", "length", "depth", "width",
+    "ada_stride", "gate_at", "next_nbytes",
 )  # fmt: skip
 WIDE_ATTENTION_PARAMETERS = ("qkv", "scale_mul", "out", "length", "width", "images")
 NOT_ALIGNED = (
@@ -112,10 +118,12 @@ def _is_aligned(parameter: str, kind: str) -> bool:
     return kind.startswith("*") or parameter not in NOT_ALIGNED
 
 
-def linear_unit(layer: Layer, tile: Tile | WideTile) -> AnyUnit:
+def linear_unit(layer: Layer, tile: AnyTile) -> AnyUnit:
     """One kind of linear layer in one division."""
     if isinstance(tile, WideTile):
         return _wide_unit(layer, tile)
+    if isinstance(tile, NarrowTile):
+        return _narrow_unit(layer, tile)
     is_head, epilogue = layer == "head", EPILOGUES[layer]
     constants = {
         "EPILOGUE": EPILOGUE_CODES[epilogue],
@@ -150,6 +158,32 @@ def _wide_unit(layer: Layer, tile: WideTile) -> CudaUnit:
         constants=tuple(constants.items()),
         tensor_maps=(("x", x), ("weights", weights)),
         columns=tile.columns,
+        shared_bytes=cuda.BARRIERS_BYTES
+        + tile.num_stages * (tile.rows + tile.columns) * 2 * cuda.DEPTH,
+    )
+
+
+def _narrow_unit(layer: Layer, tile: NarrowTile) -> CudaUnit:
+    is_head, epilogue = layer == "head", EPILOGUES[layer]
+    kind = "head" if is_head else epilogue
+    constants = {
+        **tile.constants, "EPILOGUE": EPILOGUE_CODES[epilogue], "HAS_LOW": int(is_head),
+    }  # fmt: skip
+    types = HEAD_PARAMETERS if is_head else PARAMETERS
+    types = {**types, **dict.fromkeys(("x", "weights"), TENSOR_MAP)}
+    halves = 2 if is_head else 1
+    x = TensorMap(sizes=((halves, "depth"), (1, "rows")), box=(cuda.DEPTH, tile.rows))
+    weights = TensorMap(sizes=((1, "width"), (halves, "depth")), box=(64, cuda.DEPTH))
+    name = f"{kind}_{tile.rows}x{tile.columns}_{tile.teams}_{tile.splits}_{tile.num_stages}"
+    return CudaUnit(
+        name=f"hmar_narrow_{name}",
+        source="transformer/csrc/narrow.cu",
+        function="narrow_kernel",
+        parameters=tuple((name, types[name]) for name in NARROW_PARAMETERS),
+        constants=tuple(constants.items()),
+        tensor_maps=(("x", x), ("weights", weights)),
+        columns=tile.rows,
+        threads=tile.teams * tile.warpgroups * cuda.WARPGROUP + 32,
         shared_bytes=cuda.BARRIERS_BYTES
         + tile.num_stages * (tile.rows + tile.columns) * 2 * cuda.DEPTH,
     )
@@ -216,16 +250,16 @@ def _uses() -> Iterator[tuple[str, AnyUnit, int, int]]:
         "layer_norm": (0, 1, 0, 1024),
     }  # fmt: skip
     for norm, (has_low, is_affine, is_modulated, largest) in norms.items():
-        for width, block in NORM_BLOCKS.items():
-            if block <= largest:
+        for width, values in NORM_BLOCKS.items():
+            if values <= largest:
                 constants = {"HAS_LOW": has_low, "IS_AFFINE": is_affine}
-                constants |= {"IS_MODULATED": is_modulated, "BLOCK": block}
-                unit = _unit("normalize", f"{norm}_{block}", constants, block // 256)
+                constants |= {"IS_MODULATED": is_modulated, "BLOCK": values}
+                unit = _unit("normalize", f"{norm}_{values}", constants, values // 256)
                 yield norm, unit, width, 0
-    for tokens, tile in ATTENTION_TILES.items():
-        yield "attention", attention_unit(tile, has_norm=True), 0, tokens
-    for tokens, tile in PLAIN_ATTENTION_TILES.items():
-        yield "plain_attention", attention_unit(tile, has_norm=False), 0, tokens
+    for tokens, block in ATTENTION_TILES.items():
+        yield "attention", attention_unit(block, has_norm=True), 0, tokens
+    for tokens, block in PLAIN_ATTENTION_TILES.items():
+        yield "plain_attention", attention_unit(block, has_norm=False), 0, tokens
     for tokens, wide in WIDE_ATTENTION_TILES.items():
         for has_norm, name in enumerate(("wide_plain_attention", "wide_attention")):
             yield name, wide_attention_unit(wide, has_norm=bool(has_norm)), 0, tokens

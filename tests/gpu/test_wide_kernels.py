@@ -8,35 +8,21 @@ more tiles than programs; outputs and scratch memory begin as NaN, and stay so o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import ModuleType
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from plugins_trt.decoder.weights import fold_upsampling
 from runtime.backends.cuda import CudaDevice
 from runtime.backends.kernel_library import KernelLibrary
 from runtime.launches import blocks
 from tests.gpu.library import open_kernels
+from tests.gpu.single_kernels import EPILOGUES, LinearLayer, Output, half, launch, names
 
 transformer_aot = pytest.importorskip("plugins_trt.transformer.aot", reason="no triton")
 decoder_aot = pytest.importorskip("plugins_trt.decoder.aot", reason="no triton")
-cuda = pytest.importorskip("plugins_trt.ahead_of_time.cuda", reason="no triton")
 
 pytestmark = pytest.mark.gpu
-
-RMS = 4e-4  # an output is rounded to float16, which is 2e-4; upsampling's weights are, too
-GUARD = 1024  # values behind an output
-EPILOGUES = {"plain": 0, "gelu": 1, "residual": 2, "silu": 3, "gelu_erf": 4}
-GATES_AT = 64
-
-
-def names(aot: ModuleType, function: str) -> list[str]:
-    units = (unit for unit in aot.units() if isinstance(unit, cuda.CudaUnit))
-    return [unit.name for unit in units if unit.function == f"{function}_kernel"]
 
 
 @pytest.fixture(scope="module")
@@ -47,45 +33,6 @@ def transformer(device: CudaDevice) -> KernelLibrary:
 @pytest.fixture(scope="module")
 def decoder(device: CudaDevice) -> KernelLibrary:
     return open_kernels("decoder", device)
-
-
-class Output:
-    """Memory that begins as NaN, with some behind the values that must stay so."""
-
-    def __init__(self, *shape: int, dtype: torch.dtype = torch.half) -> None:
-        count = torch.Size(shape).numel()
-        self._all = torch.full((count + GUARD,), torch.nan, dtype=dtype, device="cuda")
-        self.values = self._all[:count].view(shape)
-
-    @property
-    def is_guarded(self) -> bool:
-        return bool(self._all[-GUARD:].isnan().all())
-
-    def check(self, expected: Tensor, limit: float = RMS) -> None:
-        assert self.is_guarded, "written behind the output"
-        error = (self.values.float() - expected).norm() / expected.norm()
-        assert error < limit, f"relative error {error:.2g}"
-
-
-def launch(
-    kernels: KernelLibrary,
-    name: str,
-    grid: tuple[int, ...],
-    arguments: Mapping[str, Tensor | int],
-) -> None:
-    addresses = {
-        key: value.data_ptr() if isinstance(value, Tensor) else value
-        for key, value in arguments.items()
-    }
-    stream = torch.cuda.current_stream().cuda_stream
-    if most := kernels.table[name].get("programs"):
-        grid = (min(grid[0], most),)
-    kernels.launch(name, grid, stream, addresses)
-    torch.cuda.synchronize()
-
-
-def half(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.half, device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -102,40 +49,17 @@ def half(*shape: int) -> Tensor:
 def test_linear_layers(
     transformer: KernelLibrary, name: str, rows: int, length: int, depth: int, width: int
 ) -> None:
-    torch.manual_seed(0)
     of = transformer.table[name]["constants"]
-    halves = 1 + of["HAS_LOW"]
-    x, weights = half(rows, halves * depth), half(halves * depth, width) / depth**0.5
-    bias, residual = half(width), half(rows, width)
-    ada = half(blocks(rows, length), GATES_AT + width + 8)
-    out = Output(rows, width)
-    y = x[:, :depth].float() @ weights[:depth].float()
-    if of["HAS_LOW"]:
-        bias, out = bias.float(), Output(rows, width, dtype=torch.float32)
-        y += x[:, :depth].float() @ weights[depth:].float()
-        y += x[:, depth:].float() @ weights[:depth].float()
-    y += bias.float()
-    if of["EPILOGUE"] == EPILOGUES["gelu"]:
-        y = F.gelu(y, approximate="tanh")
-    if of["EPILOGUE"] == EPILOGUES["gelu_erf"]:
-        y = F.gelu(y)
-    if of["EPILOGUE"] == EPILOGUES["silu"]:
-        y = F.silu(y)
-    if of["EPILOGUE"] == EPILOGUES["residual"]:
-        gates = ada[:, GATES_AT : GATES_AT + width].repeat_interleave(length, dim=0)[:rows]
-        y = residual.float() + gates.float() * y
-    sizes = {"rows": rows, "length": length, "depth": depth, "width": width}
-    places = {"ada_stride": ada.stride(0), "gate_at": GATES_AT}
-    tensors = {"x": x, "ada": ada, "weights": weights, "bias": bias, "residual": residual}
+    layer = LinearLayer(of, rows, length, depth, width)
     tiles = blocks(rows, of["CLUSTER"] * of["BLOCK_M"]) * blocks(width, of["BLOCK_N"])
     tiles *= of["CLUSTER"]
     sums = Output(tiles, of["SPLITS"], of["BLOCK_M"], of["BLOCK_N"], dtype=torch.float32)
     arrivals = torch.zeros(tiles, 1 + of["COOPERATES"], dtype=torch.int32, device="cuda")
-    written = {"out": out.values, "partials": sums.values, "arrivals": arrivals}
+    arguments = {**layer.arguments, "out": layer.out.values}
+    arguments |= {"partials": sums.values, "arrivals": arrivals}
     for _ in range(2):
-        programs = (tiles * of["SPLITS"],)
-        launch(transformer, name, programs, {**tensors, **written, **sizes, **places})
-        out.check(y)
+        launch(transformer, name, (tiles * of["SPLITS"],), arguments)
+        layer.out.check(layer.expected)
         assert not arrivals.any()
     assert sums.is_guarded
 

@@ -132,7 +132,7 @@ def compile_apart(unit: cuda.CudaUnit) -> lowering.Kernel:
         return pool.submit(cuda.compile_kernel, unit, 90).result()
 
 
-@pytest.mark.parametrize("function", ["wide", "wide_attention", "wide_conv"])
+@pytest.mark.parametrize("function", ["narrow", "wide", "wide_attention", "wide_conv"])
 def test_kernel_in_cuda_joins_one_of_triton(function: str, tmp_path: Path) -> None:
     unit = next(unit for unit in CUDA_UNITS if unit.function == f"{function}_kernel")
     wide = compile_apart(unit)
@@ -148,7 +148,8 @@ def test_kernel_in_cuda_joins_one_of_triton(function: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("unit", CUDA_UNITS, ids=lambda unit: unit.name)
 def test_what_kernels_in_cuda_ask_for(unit: cuda.CudaUnit) -> None:
     assert unit.shared_bytes <= fatbin.MAX_SHARED_BYTES[90]
-    assert unit.columns == dict(unit.constants).get("BLOCK_N", 64)  # of attention 64
+    columns = "BLOCK_M" if unit.function == "narrow_kernel" else "BLOCK_N"  # of attention 64
+    assert unit.columns == dict(unit.constants).get(columns, 64)
     kinds, maps = dict(unit.parameters), dict(unit.tensor_maps)
     assert set(maps) == {name for name, kind in kinds.items() if kind == lowering.TENSOR_MAP}
     for tensor_map in maps.values():

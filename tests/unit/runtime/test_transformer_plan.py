@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from plugins_trt.transformer.tiles import MANY_PROGRAMS, Layer, choose_tile
 from runtime.backends.kernel_library import fit_programs
 from runtime.errors import BackendUnavailableError
 from runtime.launches import LaunchPlan, blocks
+from runtime.layer_plan import MAX_PREFETCH
 from runtime.transformer_plan import TransformerSizes, plan_pass
 from tests.kernel_tables import kernel_table
 from tests.unit.runtime.plan_checks import check_partial_sums
@@ -101,7 +103,7 @@ def test_arguments_are_the_parameters_of_the_kernels(kernels: Kernels, plans: Pl
         kinds, of = entry["parameters"], entry["constants"]
         assert all(kinds[name] in ("pointer", "tensor_map") for name in step.pointers)
         assert all(kinds[name] in ("i32", "fp32") for name in step.scalars)
-        allowed = {"global_scratch", "profile_scratch", "gain", "offset"}
+        allowed = {"global_scratch", "profile_scratch", "gain", "offset", "next", "next_nbytes"}
         if of.get("SPLITS", 1) == 1:
             allowed |= {"partials", "arrivals"}
         if of.get("EPILOGUE") != aot.EPILOGUE_CODES["residual"]:
@@ -122,6 +124,26 @@ def test_places_hold_what_is_written(kernels: Kernels, plans: Plans) -> None:
         check_partial_sums(kernels, plan)
         layers = SIZES[name].layers["base"] + SIZES[name].layers["ns"]
         assert layers == sum("attention" in step.kernel for step in plan.steps)
+
+
+def test_a_layer_brings_the_weights_of_the_next_into_the_cache(
+    kernels: Kernels, plans: Plans
+) -> None:
+    seen = set()
+    for plan in plans.values():
+        layers = [step for step in plan.steps if "weights" in step.pointers]
+        for layer, after in pairwise([*layers, None]):
+            assert layer is not None
+            can = "next" in kernels[layer.kernel]["parameters"]
+            nbytes = 2 * after.scalars["depth"] * after.scalars["width"] if after else 0
+            if can and 0 < nbytes <= MAX_PREFETCH:
+                assert after is not None
+                assert layer.pointers["next"] == after.pointers["weights"]
+                assert layer.scalars["next_nbytes"] == nbytes
+            else:
+                assert "next" not in layer.pointers and "next_nbytes" not in layer.scalars
+            seen.add((can, 0 < nbytes <= MAX_PREFETCH))
+    assert seen == {(False, False), (False, True), (True, False), (True, True)}
 
 
 def test_a_kernel_reads_what_the_one_before_wrote(plans: Plans) -> None:
