@@ -82,8 +82,9 @@ class Generation:
         tokens: (B, pn * pn) int32 of every scale.
 
     Args:
-        runner: keeps what it returns on `device`, in `pool`.
-        pool: of buffers that nothing else holds values in while a generation runs.
+        runner: keeps what it returns on `device`, in `results`.
+        results: what a run needs, which other generations write to.
+        pool: of what this one keeps.
         out_of_memory: the error of what there is no room for, given its batch and the reason.
     """
 
@@ -93,22 +94,25 @@ class Generation:
         runner: StepRunner,
         kernels: SamplingKernels,
         device: Device,
+        results: BufferPool,
         pool: BufferPool,
         inputs: Inputs,
         out_of_memory: OutOfMemory,
     ) -> None:
         self._out_of_memory = out_of_memory
         self._plan, self._runner, self._kernels = plan, runner, kernels
-        self._device, self._pool, self._inputs = device, pool, inputs
+        self._device, self._results, self._inputs = device, results, inputs
         self._model = runner.manifest.hmar
         side = self._model.image_side_px
-        self.pixels = self._new("uint8", plan.batch, side, side, 3)
+        self.pixels = self._new("uint8", plan.batch, side, side, 3, pool=pool)
         P = self._model.patch_nums[-1]
-        self._zeros = self._new("float32", plan.batch, self._model.latent_channels, P, P)
-        self.tokens = [self._new("int32", plan.batch, pn * pn) for pn in self._model.patch_nums]
+        self._zeros = self._new("float32", plan.batch, self._model.latent_channels, P, P, pool=pool)
+        self.tokens = [
+            self._new("int32", plan.batch, pn * pn, pool=pool) for pn in self._model.patch_nums
+        ]
         device.zero(self._zeros.buffer.address, self._zeros.buffer.nbytes)
         start = time.perf_counter()
-        self._graph = capture(device, pool, self._enqueue)
+        self._graph = capture(device, results, self._enqueue)
         logger.info("%s: captured, %.2f s", plan, time.perf_counter() - start)
 
     def __call__(self) -> np.ndarray:
@@ -119,9 +123,9 @@ class Generation:
     def close(self) -> None:
         self._graph.close()
 
-    def _new(self, dtype: str, *shape: int) -> DeviceValue:
+    def _new(self, dtype: str, *shape: int, pool: BufferPool | None = None) -> DeviceValue:
         try:
-            return DeviceValue.empty(dtype, shape, self._pool)
+            return DeviceValue.empty(dtype, shape, pool or self._results)
         except DeviceMemoryError as error:
             batch = self._plan.batch
             raise self._out_of_memory(f"generation of {batch} images", batch, error) from error
@@ -249,8 +253,9 @@ class Generations:
     ) -> None:
         self._kernels, self._device, self._batches = kernels, device, tuple(batches)
         self._out_of_memory = out_of_memory
-        self._pool = BufferPool(device)
-        self._runner = runner(self._pool)
+        # a replayed graph writes its results where they were when it was captured
+        self._kept, self._results = BufferPool(device), BufferPool(device)
+        self._runner = runner(self._results)
         self._inputs: dict[int, Inputs] = {}
         self._made: OrderedDict[Plan, Generation] = OrderedDict()
 
@@ -274,7 +279,8 @@ class Generations:
                 self._runner,
                 self._kernels,
                 self._device,
-                self._pool,
+                self._results,
+                self._kept,
                 inputs,
                 self._out_of_memory,
             )
@@ -306,7 +312,7 @@ class Generations:
             "settings": np.array([sampling.cfg, sampling.top_k, sampling.top_p], np.float64),
         }
         if batch not in self._inputs:
-            self._inputs[batch] = Inputs.empty(batch, self._pool)
+            self._inputs[batch] = Inputs.empty(batch, self._kept)
         inputs = self._inputs[batch]
         for name, array in arrays.items():
             self._device.upload(getattr(inputs, name).buffer.address, array)
@@ -316,4 +322,5 @@ class Generations:
         for generation in self._made.values():
             generation.close()
         self._made.clear()
-        self._pool.close()
+        self._kept.close()
+        self._results.close()

@@ -244,7 +244,9 @@ class Writer:
         kernels = CudaSamplingKernels(self._kernels("sampling"), device.stream)
         inputs = Inputs.empty(plan.batch, pool)
         runner = self._runner(plan.batch).in_pool(pool)
-        generation = Generation(plan, runner, kernels, device, pool, inputs, _never_out_of_memory)
+        generation = Generation(
+            plan, runner, kernels, device, pool, pool, inputs, _never_out_of_memory
+        )
         outputs = {"pixels": generation.pixels, "image": generation.image}
         outputs |= {f"s{k}_tokens": tokens for k, tokens in enumerate(generation.tokens)}
         return Captured(_inputs(inputs), {name: _at(value) for name, value in outputs.items()})

@@ -78,8 +78,8 @@ class TensorRTRunner(StepRunner):
         self.max_batch = self._max_batch = max(batches)
         self._engines, self._device, self._pool = dict(engines), device, BufferPool(device)
         self._constants: dict[tuple[str, tuple[int, ...], bytes], DeviceValue] = {}
-        self._scratch = BufferPool(device)
-        self._activations = self._scratch.take(_scratch_nbytes(engines, self._max_batch) or 1)
+        self._kept = BufferPool(device)
+        self._activations = self._kept.take(_scratch_nbytes(engines, self._max_batch) or 1)
         self._captured: CapturedRuns | None = CapturedRuns(
             device, self._activations.address, self._max_batch
         )
@@ -242,10 +242,10 @@ class TensorRTRunner(StepRunner):
                 self._device.zero(place + part, room - part)
 
     def _constant(self, array: np.ndarray) -> DeviceValue:
-        """A value that is uploaded once."""
+        """A value that is uploaded once, to memory that no captured graph writes to."""
         key = array.dtype.name, array.shape, array.tobytes()
         if key not in self._constants:
-            value = DeviceValue.empty(array.dtype.name, array.shape, self._pool)
+            value = DeviceValue.empty(array.dtype.name, array.shape, self._kept)
             self._device.upload(value.buffer.address, array)
             self._constants[key] = value
         return self._constants[key]
@@ -308,7 +308,7 @@ class TensorRTRunner(StepRunner):
                 engine.close()
             self._engines.clear()
             self._pool.close()
-            self._scratch.close()
+            self._kept.close()
             self._device.close()
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from runtime.backends import generation
+from runtime.backends.device_values import Buffer, BufferPool
 from runtime.bundle import Bundle
 from runtime.config import SamplingConfig
 from runtime.engine_plan import EngineOptions
 from runtime.pipeline import HMARPipeline, Pipeline
-from tests.host_device import HostDevice, host_runner
+from tests.host_device import FILL, HostDevice, host_runner
 
 BATCHES = (2, 4)
 SETTINGS = {
@@ -63,6 +64,34 @@ def test_edits_go_step_by_step_and_are_those_of_onnxruntime(
     ours, expected = (p.edit(images, keep, [4, 5, -1], seed=2) for p in (pipeline, tiny_pipeline))
     np.testing.assert_array_equal(ours, expected)
     assert device.captures == captures
+
+
+def test_replays_of_one_batch_do_not_write_what_another_keeps(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, device = host_runner(
+        bundle, EngineOptions(batches=(1, 2), guidance="any"), has_kernels=True
+    )
+    take, size = BufferPool.take, 1 << 20
+    written: set[int] = (
+        set()
+    )  # what a replay writes: a graph has the addresses it was captured with
+
+    def take_alike(pool: BufferPool, nbytes: int) -> Buffer:
+        assert nbytes <= size
+        buffer = take(pool, size)  # any buffer may be taken again for any value
+        if device.is_capturing:
+            written.add(buffer.address)
+        return buffer
+
+    monkeypatch.setattr(BufferPool, "take", take_alike)
+    with HMARPipeline(runner, max_batch=2) as pipeline:
+        pipeline.generate([1], seed=1)
+        of_one = frozenset(written)
+        images = pipeline.generate([2, 3], seed=2)
+        for address in of_one:
+            device.blocks[address].fill(FILL)
+        np.testing.assert_array_equal(pipeline.generate([2, 3], seed=2), images)
 
 
 def test_labels_seeds_and_settings_need_no_new_capture(
