@@ -226,7 +226,7 @@ TILES: dict[Layer, dict[int, dict[int, AnyTile]]] = {
             0: _few(32, num_stages=6), 2: _narrow(8, teams=2), 9: _narrow(24, kib=110),
             25: _narrow(32, kib=110), 33: _some(32), 51: _narrow(72, teams=2),
             73: _narrow(104, teams=2), 105: LONG, 257: _narrow(176), 353: _narrow(208),
-            417: _narrow(128), 513: LARGE, 769: THREE, 1537: WIDE_192,
+            417: _narrow(128), 513: LARGE, 769: THREE, 1025: _narrow(176, 192), 1537: WIDE_192,
         },
         1280: {
             0: _narrow(8, teams=2), 9: _narrow(24, teams=2), 25: _narrow(32), 33: _narrow(72),
@@ -245,14 +245,14 @@ TILES: dict[Layer, dict[int, dict[int, AnyTile]]] = {
         1024: {
             0: _few(64, 4), 2: _narrow(8, splits=4), 9: _narrow(8, teams=2),
             33: _narrow(24, teams=2), 73: _narrow(32, teams=2), 257: _narrow(64, teams=2),
-            449: _narrow(64, 128), 833: LONG, 1537: LARGE, 2305: BOTH_192, 3001: DEEP,
-            6001: DEEP_ALONE,
+            449: _narrow(64, 128), 833: LONG, 1025: _narrow(128, 192, splits=2), 1537: LARGE,
+            2305: BOTH_192, 3001: DEEP, 6001: DEEP_ALONE,
         },
         1280: {
             0: _narrow(8, splits=4), 9: _narrow(24, splits=4), 25: _narrow(32, splits=4),
             33: _narrow(72, splits=4), 73: _narrow(128, splits=4), 129: _narrow(176, splits=4),
-            177: _narrow(48, 128), 385: _narrow(64, 128), 577: LONG, 769: LARGE, 1537: BOTH_192,
-            3001: DEEP_ALONE,
+            177: _narrow(48, 128), 385: _narrow(64, 128), 577: LONG,
+            769: _narrow(128, 192, splits=2), 1041: LARGE, 1537: BOTH_192, 3001: DEEP_ALONE,
         },
         1664: {
             0: _narrow(8, splits=4), 9: _narrow(24, teams=2), 25: _narrow(32, splits=4),
@@ -274,8 +274,9 @@ TILES: dict[Layer, dict[int, dict[int, AnyTile]]] = {
         },
         1280: {
             0: _few(64), 9: _narrow(24, kib=110), 25: _narrow(40, kib=110), 41: _narrow(72),
-            73: _narrow(128), 129: _narrow(176), 177: _narrow(176, 128), 353: _narrow(144, 128),
-            577: FLAT, 769: WIDE_128, 1025: _narrow(144, 128), 1153: WIDE_128, 1537: WIDE_192,
+            73: _narrow(128), 129: _narrow(176), 177: _narrow(176, 128),
+            353: _narrow(144, 192, kib=220), 577: _narrow(176, 192), 769: WIDE_128,
+            1025: _narrow(144, 128), 1153: WIDE_128, 1537: WIDE_192,
         },
         1664: {
             0: _few(64), 9: _narrow(24, teams=2), 25: _narrow(32), 33: _narrow(56, kib=110),
@@ -295,14 +296,15 @@ TILES: dict[Layer, dict[int, dict[int, AnyTile]]] = {
             177: _narrow(56, splits=2), 209: _some(64, 2), 257: _narrow(88, splits=2),
             353: _narrow(104, splits=2), 417: _narrow(128, splits=2),
             513: _narrow(72, 128, splits=2), 577: _narrow(104, 128, splits=2),
-            833: _narrow(128, 128, splits=2), 1025: LONG, 1537: LARGE, 2305: BOTH_192,
-            3001: BOTH_256,
+            833: _narrow(128, 128, splits=2), 1025: _narrow(128, 192, splits=2, kib=220),
+            1537: LARGE, 2305: BOTH_192, 3001: BOTH_256,
         },
         1280: {
             0: _few(64, 4), 9: _narrow(24, splits=4, kib=110), 25: _narrow(32, splits=4, kib=110),
             33: _narrow(72, splits=4), 73: _narrow(128, splits=4), 129: _narrow(176, splits=4),
-            177: _narrow(176, 128, splits=4), 353: _narrow(128, 128, splits=2), 577: LONG,
-            769: _narrow(208, 128, splits=2), 1041: LARGE, 1537: BOTH_192, 3001: DEEP_ALONE,
+            177: _narrow(176, 128, splits=4), 353: _narrow(88, 192, splits=2, kib=220),
+            577: _narrow(112, 192, splits=2), 769: _narrow(128, 192, splits=2, kib=220),
+            1041: _narrow(144, 192, splits=2), 1153: LARGE, 1537: BOTH_192, 3001: DEEP_ALONE,
         },
         1664: {
             0: _few(64, 4), 9: _narrow(24, splits=4), 25: _narrow(32, splits=4),
@@ -320,7 +322,7 @@ TILES: dict[Layer, dict[int, dict[int, AnyTile]]] = {
             73: _narrow(128), 129: _narrow(176, splits=2), 177: _narrow(208, splits=2),
             209: _narrow(128), 257: _narrow(176), 353: _narrow(208, 128, splits=2),
             417: _narrow(128, 128), 513: _narrow(144, 128), 577: _narrow(208, 128),
-            833: _narrow(256, 128), 1537: WIDE_192,
+            833: _narrow(256, 128), 1025: _narrow(128, 192), 1537: WIDE_192,
         },
         1280: {
             0: FEW_HEADS, 2: _narrow(16, splits=2, teams=2), 17: _narrow(24, splits=2, teams=2),

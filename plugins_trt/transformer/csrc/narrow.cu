@@ -1,9 +1,9 @@
 // A linear layer of few rows, and what follows it, on Hopper; arguments as of `linear_kernel` in
 // `plugins_trt/transformer/kernel.py`, with tensor maps in place of `x` and `weights`.
 //
-// The time of such a layer is that of its weights, and of waiting for the kernel before. So a program is
-// small enough for the next kernel's to lie beside it, whose weights arrive meanwhile. The product is
-// transposed: weights have the 64 rows that an instruction needs, and rows of x are its columns.
+// The product is transposed: weights have the 64 rows that an instruction needs, and rows of x are its
+// columns, so that there are hardly more of them than of x. Weights of the first steps arrive while the
+// kernel before ends, if that leaves shared memory, as norms and attention do.
 //
 // Grid (SPLITS * column tiles, row tiles): the SPLITS programs of a cluster each add up some of `depth`, then
 // each adds up all their sums of some rows, always in the same order. `next`: what the next layer reads, the
@@ -15,7 +15,8 @@
 #include "hopper.cuh"
 #include "wgmma.h"
 
-enum { PLAIN, GELU, RESIDUAL, SILU, GELU_ERF };  // as in kernel.py
+enum { PLAIN, GELU, RESIDUAL };  // as in kernel.py
+static_assert(EPILOGUE <= RESIDUAL);
 constexpr float LOG2_E = 1.4426950408889634f;
 
 constexpr int COLUMNS = 64;                  // of a warpgroup
@@ -175,17 +176,10 @@ DEVICE void add_sums(float (&sum)[4], u32 memory, int block, int worker) {
 // --- what follows
 
 DEVICE float activate(float x) {
-    if (EPILOGUE == GELU)  // the tanh approximation; 1 + tanh(u) is 2 / (1 + exp(-2 u))
-        return __fdividef(
-            x, 1.0f + exp2_approx(x * (1.0f + 0.044715f * x * x) * (-2.0f * 0.7978845608028654f * LOG2_E)));
-    if (EPILOGUE == SILU) return __fdividef(x, 1.0f + exp2_approx(x * -LOG2_E));
-    if (EPILOGUE == GELU_ERF) {  // x * (1 + erf(x / sqrt(2))) / 2, with Abramowitz and Stegun 7.1.26
-        const float t = __fdividef(1.0f, 1.0f + 0.3275911f * 0.7071067811865476f * fabsf(x));
-        float poly = t * (1.061405429f * t - 1.453152027f) + 1.421413741f;
-        poly = t * (t * (t * poly - 0.284496736f) + 0.254829592f);
-        return fmaxf(x, 0.0f) - 0.5f * fabsf(x) * poly * exp2_approx(x * x * (-0.5f * LOG2_E));
-    }
-    return x;
+    if (EPILOGUE != GELU) return x;
+    // the tanh approximation; 1 + tanh(u) is 2 / (1 + exp(-2 u))
+    const float exponent = x * (1.0f + 0.044715f * x * x) * (-2.0f * 0.7978845608028654f * LOG2_E);
+    return __fdividef(x, 1.0f + exp2_approx(exponent));
 }
 
 // The 8 x 8 values of a warp with rows and columns exchanged, two neighbours of a row in each thread.

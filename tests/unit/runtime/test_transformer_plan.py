@@ -40,7 +40,7 @@ D36 = TransformerSizes(
 SIZES = {"d8": D8, "d16": D16, "d24": D24, "d30": D30, "d36": D36}
 PASSES = [
     (images, length)
-    for images in (1, 2, 16, 128)
+    for images in (1, 2, 13, 16, 128)
     for length in (1, 4, 9, 16, 25, 36, 64, 100, 169, 256, 324, 1024)
 ]
 
