@@ -4,9 +4,9 @@ Rows are the tokens of all images, `length` of each, image after image. Activati
 fp16; sums, norms and logits are float32. A block is seven launches: norm, qkv, attention,
 projection, norm, and the two layers of the MLP. Widths are run-time arguments, so that the same
 kernels serve models of all sizes. On Hopper, linear layers of few to some hundred rows are
-`csrc/narrow.cu`, with the results of `linear_kernel`; those of many rows are `csrc/linear.cu`, where
-GELU takes the hardware's tangent: at about 2^-11 of it, a result may be |x| / 4096 off. Attention
-of many queries is `csrc/attention.cu`.
+`csrc/narrow.cu`, with the results of `linear_kernel`; those of many rows are `csrc/linear.cu`,
+where GELU takes the hardware's tangent: at about 2^-11 of it, a result may be |x| / 4096 off.
+Attention of many queries is `csrc/attention.cu`.
 
 With few rows the time goes into waiting for the kernel before. With OVERLAPS a kernel is put onto
 its multiprocessors while the one before it writes its results, and waits there (programmatic

@@ -106,7 +106,8 @@ def test_a_replay_is_the_generation(
     inputs = Inputs.empty(batch, pool)
     for name, array in values.items():
         device.upload(getattr(inputs, name).buffer.address, array)
-    generation = Generation(plan, runner.in_pool(pool), kernels, device, pool, inputs, _fail)
+    in_pool = runner.in_pool(pool)
+    generation = Generation(plan, in_pool, kernels, device, pool, pool, inputs, _fail)
     pixels = generation()
 
     recording, side = replay.recording, model.image_side_px
