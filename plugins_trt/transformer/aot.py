@@ -39,6 +39,7 @@ MODULE, DENOISER = "plugins_trt.transformer.kernel", "plugins_trt.transformer.de
 HIMAR = "plugins_trt.transformer.himar"
 TOKEN_CHANNELS = 16  # of Hi-MAR
 ARCHITECTURE = 90  # that the tiles were measured on
+WARPS = cuda.WARPGROUP // 32  # of a warpgroup
 
 EPILOGUES: dict[Layer, str] = {
     "qkv": "plain", "proj": "residual", "fc1": "gelu", "fc2": "residual", "head": "plain",
@@ -124,66 +125,82 @@ def linear_unit(layer: Layer, tile: AnyTile) -> AnyUnit:
         return _wide_unit(layer, tile)
     if isinstance(tile, NarrowTile):
         return _narrow_unit(layer, tile)
-    is_head, epilogue = layer == "head", EPILOGUES[layer]
+    is_head = layer == "head"
     constants = {
-        "EPILOGUE": EPILOGUE_CODES[epilogue],
+        "EPILOGUE": EPILOGUE_CODES[EPILOGUES[layer]],
         "HAS_LOW": int(is_head),
         **tile.constants,
     }
-    kind = "head" if is_head else epilogue
-    name = f"{kind}_{tile.rows}x{tile.columns}x{tile.depth}_{tile.splits}_{tile.num_stages}"
+    name = f"{_kind(layer)}_{tile.rows}x{tile.columns}x{tile.depth}_{tile.splits}_{tile.num_stages}"
     types = HEAD_PARAMETERS if is_head else PARAMETERS
     return _unit("linear", name, constants, tile.num_warps, tile.num_stages, types)
 
 
 def _wide_unit(layer: Layer, tile: WideTile) -> CudaUnit:
-    is_head, epilogue = layer == "head", EPILOGUES[layer]
-    kind = "head" if is_head else epilogue
-    constants = {
-        **tile.constants, "EPILOGUE": EPILOGUE_CODES[epilogue], "HAS_LOW": int(is_head),
-    }  # fmt: skip
-    types = HEAD_PARAMETERS if is_head else PARAMETERS
-    types = {**types, **dict.fromkeys(("x", "weights"), TENSOR_MAP)}
-    halves = 2 if is_head else 1
-    x = TensorMap(sizes=((halves, "depth"), (1, "rows")), box=(cuda.DEPTH, tile.rows))
-    weights = TensorMap(
-        sizes=((1, "width"), (halves, "depth")), box=(64, cuda.DEPTH // tile.slices)
-    )
-    name = f"{kind}_{tile.rows}x{tile.columns}_{tile.cluster}_{tile.splits}"
-    return CudaUnit(
-        name=f"hmar_wide_{name}" + "_both" * tile.cooperates,
-        source="transformer/csrc/linear.cu",
-        function="wide_kernel",
-        parameters=tuple((name, types[name]) for name in WIDE_PARAMETERS),
-        constants=tuple(constants.items()),
-        tensor_maps=(("x", x), ("weights", weights)),
+    return _cuda_unit(
+        layer,
+        tile,
+        name=f"wide_{_kind(layer)}_{tile.rows}x{tile.columns}_{tile.cluster}_{tile.splits}"
+        + "_both" * tile.cooperates,
+        source="linear.cu",
+        parameters=WIDE_PARAMETERS,
+        weights_depth=cuda.DEPTH // tile.slices,
         columns=tile.columns,
-        shared_bytes=cuda.BARRIERS_BYTES
-        + tile.num_stages * (tile.rows + tile.columns) * 2 * cuda.DEPTH,
+        warps=3 * WARPS,
     )
 
 
 def _narrow_unit(layer: Layer, tile: NarrowTile) -> CudaUnit:
-    is_head, epilogue = layer == "head", EPILOGUES[layer]
-    kind = "head" if is_head else epilogue
-    constants = {
-        **tile.constants, "EPILOGUE": EPILOGUE_CODES[epilogue], "HAS_LOW": int(is_head),
-    }  # fmt: skip
+    return _cuda_unit(
+        layer,
+        tile,
+        name=f"narrow_{_kind(layer)}_{tile.rows}x{tile.columns}_{tile.teams}_{tile.splits}"
+        f"_{tile.num_stages}",
+        source="narrow.cu",
+        parameters=NARROW_PARAMETERS,
+        weights_depth=cuda.DEPTH,
+        columns=tile.rows,
+        warps=tile.teams * tile.warpgroups * WARPS + 1,
+    )
+
+
+def _kind(layer: Layer) -> str:
+    return "head" if layer == "head" else EPILOGUES[layer]
+
+
+def _cuda_unit(
+    layer: Layer,
+    tile: WideTile | NarrowTile,
+    *,
+    name: str,
+    source: str,
+    parameters: tuple[str, ...],
+    weights_depth: int,
+    columns: int,
+    warps: int,
+) -> CudaUnit:
+    """A linear layer that reads x and weights by tensor maps.
+
+    Args:
+        weights_depth: of what one copy brings.
+        columns: of its products of warpgroups.
+    """
+    is_head = layer == "head"
+    constants = {"EPILOGUE": EPILOGUE_CODES[EPILOGUES[layer]], "HAS_LOW": int(is_head)}
     types = HEAD_PARAMETERS if is_head else PARAMETERS
     types = {**types, **dict.fromkeys(("x", "weights"), TENSOR_MAP)}
     halves = 2 if is_head else 1
     x = TensorMap(sizes=((halves, "depth"), (1, "rows")), box=(cuda.DEPTH, tile.rows))
-    weights = TensorMap(sizes=((1, "width"), (halves, "depth")), box=(64, cuda.DEPTH))
-    name = f"{kind}_{tile.rows}x{tile.columns}_{tile.teams}_{tile.splits}_{tile.num_stages}"
+    weights = TensorMap(sizes=((1, "width"), (halves, "depth")), box=(64, weights_depth))
     return CudaUnit(
-        name=f"hmar_narrow_{name}",
-        source="transformer/csrc/narrow.cu",
-        function="narrow_kernel",
-        parameters=tuple((name, types[name]) for name in NARROW_PARAMETERS),
-        constants=tuple(constants.items()),
+        name=f"hmar_{name}",
+        source=f"transformer/csrc/{source}",
+        function=f"{name.split('_')[0]}_kernel",
+        parameters=tuple((parameter, types[parameter]) for parameter in parameters),
+        constants=(*tile.constants.items(), *constants.items()),
         tensor_maps=(("x", x), ("weights", weights)),
-        columns=tile.rows,
-        threads=tile.teams * tile.warpgroups * cuda.WARPGROUP + 32,
+        columns=columns,
+        threads=32 * warps,
         shared_bytes=cuda.BARRIERS_BYTES
         + tile.num_stages * (tile.rows + tile.columns) * 2 * cuda.DEPTH,
     )
