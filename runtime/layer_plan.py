@@ -60,12 +60,12 @@ class LayerPlanner:
 
     def _with_prefetches(self) -> list[Step]:
         """The launches, of which each that can brings the weights of the next layer into the cache,
-        unless these are too many."""
+        unless these are too many; of a head, the high halves."""
         steps: list[Step] = []
         weights, nbytes = "", 0  # of the layer after
         for step in reversed(self._steps):
             fits = 0 < nbytes <= MAX_PREFETCH
-            if fits and "next" in self._kernels[step.kernel].get("parameters", ()):
+            if fits and self._kernels[step.kernel]["function"] == "narrow":
                 pointers = {**step.pointers, "next": weights}
                 scalars = {**step.scalars, "next_nbytes": nbytes}
                 steps.append(Step(step.kernel, step.grid, pointers, scalars))

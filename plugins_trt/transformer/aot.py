@@ -140,8 +140,8 @@ def _wide_unit(layer: Layer, tile: WideTile) -> CudaUnit:
     return _cuda_unit(
         layer,
         tile,
-        name=f"wide_{_kind(layer)}_{tile.rows}x{tile.columns}_{tile.cluster}_{tile.splits}"
-        + "_both" * tile.cooperates,
+        "wide",
+        name=f"{tile.cluster}_{tile.splits}" + "_both" * tile.cooperates,
         source="linear.cu",
         parameters=WIDE_PARAMETERS,
         weights_depth=cuda.DEPTH // tile.slices,
@@ -154,8 +154,8 @@ def _narrow_unit(layer: Layer, tile: NarrowTile) -> CudaUnit:
     return _cuda_unit(
         layer,
         tile,
-        name=f"narrow_{_kind(layer)}_{tile.rows}x{tile.columns}_{tile.teams}_{tile.splits}"
-        f"_{tile.num_stages}",
+        "narrow",
+        name=f"{tile.teams}_{tile.splits}_{tile.num_stages}",
         source="narrow.cu",
         parameters=NARROW_PARAMETERS,
         weights_depth=cuda.DEPTH,
@@ -171,6 +171,7 @@ def _kind(layer: Layer) -> str:
 def _cuda_unit(
     layer: Layer,
     tile: WideTile | NarrowTile,
+    function: str,
     *,
     name: str,
     source: str,
@@ -182,6 +183,7 @@ def _cuda_unit(
     """A linear layer that reads x and weights by tensor maps.
 
     Args:
+        name: what tells it from others of the function with this layer, rows and columns.
         weights_depth: of what one copy brings.
         columns: of its products of warpgroups.
     """
@@ -193,9 +195,9 @@ def _cuda_unit(
     x = TensorMap(sizes=((halves, "depth"), (1, "rows")), box=(cuda.DEPTH, tile.rows))
     weights = TensorMap(sizes=((1, "width"), (halves, "depth")), box=(64, weights_depth))
     return CudaUnit(
-        name=f"hmar_{name}",
+        name=f"hmar_{function}_{_kind(layer)}_{tile.rows}x{tile.columns}_{name}",
         source=f"transformer/csrc/{source}",
-        function=f"{name.split('_')[0]}_kernel",
+        function=f"{function}_kernel",
         parameters=tuple((parameter, types[parameter]) for parameter in parameters),
         constants=(*tile.constants.items(), *constants.items()),
         tensor_maps=(("x", x), ("weights", weights)),

@@ -125,8 +125,6 @@ class NarrowTile:
             "BLOCK_M": self.rows,
             "BLOCK_N": self.columns,
             "BLOCK_K": 64,
-            "ROWS": self.rows,
-            "WORKERS": self.warpgroups,
             "TEAMS": self.teams,
             "CLUSTER": 1,
             "SPLITS": self.splits,

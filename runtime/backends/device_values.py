@@ -82,7 +82,8 @@ class BufferPool:
 def capture(device: Device, pool: BufferPool, work: Callable[[], None]) -> Graph:
     """A graph of some work, which is done before until it takes no new buffers from its pool.
 
-    A capture can make none, and what is kept at first use may have been free in between.
+    A capture can make none, and what is kept at first use may have been free in between. Every
+    replay writes to buffers that others may hold since: what outlasts a run needs another pool.
     """
     taken = -1
     while taken != pool.nbytes:

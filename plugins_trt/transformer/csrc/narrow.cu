@@ -9,9 +9,9 @@
 // each adds up all their sums of some rows, always in the same order. `next`: what the next layer reads, the
 // first `next_nbytes` of which are brought into the L2 cache meanwhile.
 //
-// Compile-time: NAME of the kernel; ROWS of a tile, a multiple of 8 up to 256; WORKERS, warpgroups, with 64
-// columns each; TEAMS of so many, which take turns at the steps; SPLITS; STAGES; EPILOGUE; CLUSTER, 1:
-// programs that share what is copied.
+// Compile-time: NAME of the kernel; BLOCK_M rows of a tile, a multiple of 8 up to 256, and BLOCK_N columns;
+// TEAMS of warpgroups, which take turns at the steps; SPLITS; STAGES; EPILOGUE; HAS_LOW; CLUSTER, 1: programs
+// that share what is copied.
 #include "hopper.cuh"
 #include "wgmma.h"
 
@@ -19,8 +19,9 @@ enum { PLAIN, GELU, RESIDUAL };  // as in kernel.py
 static_assert(EPILOGUE <= RESIDUAL);
 constexpr float LOG2_E = 1.4426950408889634f;
 
-constexpr int COLUMNS = 64;                  // of a warpgroup
-constexpr int WEIGHTS_NBYTES = DEPTH * 128;  // of these columns, in a stage
+constexpr int COLUMNS = 64;                                 // of a warpgroup
+constexpr int ROWS = BLOCK_M, WORKERS = BLOCK_N / COLUMNS;  // warpgroups of a team
+constexpr int WEIGHTS_NBYTES = DEPTH * 128;                 // of these columns, in a stage
 constexpr int X_NBYTES = ROWS * ROW_NBYTES;
 constexpr int STAGE_NBYTES = WORKERS * WEIGHTS_NBYTES + X_NBYTES;
 constexpr int BLOCKS = ROWS / 8;                        // of eight rows
@@ -30,7 +31,7 @@ constexpr bool LOADS_EARLY = OWN <= 8;                  // there are registers f
 constexpr int SUMS_NBYTES = WARPGROUP * 16;             // of a block: four values of each thread
 constexpr int CONSUMERS = TEAMS * WORKERS * WARPGROUP;  // threads
 constexpr int IN_FLIGHT = STAGES / TEAMS > 3 ? 2 : 1;   // steps of a team whose products may be going on
-static_assert(ROWS % 8 == 0 && ROWS <= 256 && STAGES > 2 * TEAMS);
+static_assert(ROWS % 8 == 0 && ROWS <= 256 && BLOCK_N % COLUMNS == 0 && STAGES > 2 * TEAMS);
 static_assert(STAGES % TEAMS == 0, "a stage is always read by the same team, which knows its uses apart");
 static_assert(TEAMS * BLOCKS * WORKERS * SUMS_NBYTES <= STAGES * STAGE_NBYTES, "sums lie where stages were");
 using Stages = Ring<STAGES, STAGE_NBYTES, WORKERS>;
